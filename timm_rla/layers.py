@@ -1,0 +1,149 @@
+"""The layers of Recurrent Layer Attention: tensors and explicit state in, tensors and state out.
+
+Nothing here knows a model. Equations are those of the paper (docs/paper.md). Symbols, in code and documentation alike:
+B batch, C channels, H height, W width, N context length, M hidden units, r reduction.
+"""
+from typing import Dict, NamedTuple, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import Mlp
+
+__all__ = [
+    'CONTEXTS', 'Context', 'LSTMState', 'LSTMWeights', 'LayerAttention', 'lstm_step', 'resample_context', 'scale_layer',
+]
+
+
+class ContextSpec(NamedTuple):
+    """How a feature volume is summarised (section 3.2): by which pooling, and whether two linear layers follow."""
+    max_pool: bool
+    mlp: bool
+
+
+CONTEXTS: Dict[str, ContextSpec] = {
+    'gap': ContextSpec(max_pool=False, mlp=False),
+    'gmp': ContextSpec(max_pool=True, mlp=False),
+    'gap_mlp': ContextSpec(max_pool=False, mlp=True),
+    'gmp_mlp': ContextSpec(max_pool=True, mlp=True),
+}
+CONTEXT_MLP_REDUCTION = 16  # the C/16 of the SE module, which the paper's "GAP+MLP" takes over
+
+
+class LSTMState(NamedTuple):
+    """What the recurrent path carries from block to block."""
+    h: torch.Tensor  # hidden state [B, M]
+    c: torch.Tensor  # cell state [B, M]
+
+
+class LSTMWeights(NamedTuple):
+    """The weights of the one LSTM cell that all blocks share, in the layout of torch.nn.LSTMCell (gates i, f, g, o)."""
+    weight_ih: torch.Tensor  # [4M, N]
+    weight_hh: torch.Tensor  # [4M, M]
+    bias_ih: torch.Tensor  # [4M]
+    bias_hh: torch.Tensor  # [4M]
+
+
+def resample_context(x: torch.Tensor, context_dim: int) -> torch.Tensor:
+    """Resample pooled features [B, C] to [B, N] without parameters: group mean if C > N, nearest repeat if C < N.
+
+    Equal to adaptive average pooling for every C and N. The two usual cases, where one divides the other, are spelled
+    out since their gradients are deterministic on GPUs.
+    """
+    channels = x.shape[1]
+    if channels == context_dim:
+        return x
+    if channels % context_dim == 0:
+        return x.unflatten(1, (context_dim, channels // context_dim)).mean(2)
+    if context_dim % channels == 0:
+        return x.unsqueeze(2).expand(-1, -1, context_dim // channels).flatten(1)
+    return F.adaptive_avg_pool1d(x, context_dim)
+
+
+def lstm_step(context: torch.Tensor, state: Optional[LSTMState], weights: LSTMWeights) -> LSTMState:
+    """One step of the shared LSTM cell (eq. 3).
+
+    Args:
+        context: S_l [B, N].
+        state: h_{l-1}, c_{l-1}, each [B, M]; None in front of the first block, where both are zero.
+        weights: Weights of the cell.
+
+    Returns:
+        h_l, c_l, each [B, M]; h_l lies in (-1, 1).
+    """
+    gates = F.linear(context, weights.weight_ih, weights.bias_ih + weights.bias_hh)  # [B, 4M]
+    if state is not None:
+        gates = gates + F.linear(state.h, weights.weight_hh)
+    i, f, g, o = gates.chunk(4, 1)  # [B, M] each
+    c = i.sigmoid() * g.tanh()
+    if state is not None:
+        c = f.sigmoid() * state.c + c
+    return LSTMState(o.sigmoid() * c.tanh(), c)
+
+
+def scale_layer(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """Scale a feature volume [B, C, H, W] by its layer attention, [B, 1] or [B, C] (eq. 5)."""
+    return x * attention[:, :, None, None]
+
+
+class Context(nn.Module):
+    """Summary S_l of a feature volume (eq. 2): [B, C, H, W] -> [B, N].
+
+    Args:
+        channels: C.
+        context_dim: N.
+        context: A key of `CONTEXTS`.
+
+    Raises:
+        ValueError: `context` is not a key of `CONTEXTS`, or `context_dim` is less than 1.
+    """
+
+    def __init__(self, channels: int, context_dim: int, context: str = 'gap', device=None, dtype=None):
+        super().__init__()
+        if context not in CONTEXTS:
+            raise ValueError(f'context must be one of {", ".join(CONTEXTS)}, not {context!r}')
+        if context_dim < 1:
+            raise ValueError(f'context_dim must be at least 1, not {context_dim}')
+        spec = CONTEXTS[context]
+        self.context_dim = context_dim
+        self.max_pool = spec.max_pool
+        self.mlp = Mlp(
+            channels,
+            max(1, channels // CONTEXT_MLP_REDUCTION),
+            act_layer=nn.ReLU,
+            device=device,
+            dtype=dtype,
+        ) if spec.mlp else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, N]"""
+        x = x.amax((2, 3)) if self.max_pool else x.mean((2, 3))  # [B, C]
+        if self.mlp is not None:
+            x = self.mlp(x)
+        return resample_context(x, self.context_dim)
+
+
+class LayerAttention(nn.Module):
+    """Head of one block that infers its layer attention from the hidden state (eq. 4): [B, M] -> [B, out_dim].
+
+    Args:
+        hidden_dim: M.
+        reduction: r, a divisor of M; the first layer has M / r outputs.
+        out_dim: 1 for a scalar attention, C for one value per channel (RLA-vector).
+
+    Raises:
+        ValueError: `hidden_dim` is less than 1 or `reduction` does not divide it.
+    """
+
+    def __init__(self, hidden_dim: int, reduction: int, out_dim: int = 1, device=None, dtype=None):
+        super().__init__()
+        if hidden_dim < 1:
+            raise ValueError(f'hidden_dim must be at least 1, not {hidden_dim}')
+        if reduction < 1 or hidden_dim % reduction:
+            raise ValueError(f'reduction must be a divisor of hidden_dim = {hidden_dim}, not {reduction}')
+        self.fc1 = nn.Linear(hidden_dim, hidden_dim // reduction, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden_dim // reduction, out_dim, device=device, dtype=dtype)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """h_l [B, M] -> a_l [B, out_dim], in (0, 1)"""
+        return self.fc2(self.fc1(h).relu()).sigmoid()

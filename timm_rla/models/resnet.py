@@ -1,0 +1,202 @@
+"""The ResNet variants that this package registers with timm: configurations and entry points, nothing else.
+
+Hyper-parameters (N, M, r) are those of the paper, decoded from its parameter counts (docs/paper.md).
+"""
+from functools import partial
+from typing import Any, Callable, Dict, Type
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import SEModule
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
+
+from .cifar import CifarResNet, RLACifarResNet
+from .rla import RLABasicBlock, RLABottleneck, RLAResNet
+
+__all__ = []  # register_model adds each entry point
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the training images, in [0, 1]
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+
+
+def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **kwargs: Any) -> ResNet:
+    num_features = 4 if issubclass(net, CifarResNet) else 5
+    return build_model_with_cfg(
+        net,
+        variant,
+        pretrained,
+        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(num_features))),
+        **kwargs,
+    )
+
+
+def _cfg(**kwargs: Any) -> Dict[str, Any]:
+    return {
+        'url': '',
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'crop_pct': 0.875,
+        'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1',
+        'classifier': 'fc',
+        'license': 'apache-2.0',
+        **kwargs,
+    }
+
+
+def _cifar_cfg() -> Dict[str, Any]:
+    return _cfg(
+        num_classes=10,
+        input_size=(3, 32, 32),
+        pool_size=(8, 8),
+        crop_pct=1.0,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+    )
+
+
+_BASIC = dict(block=RLABasicBlock, hidden_dim=128, reduction=8)  # M, r that the paper's count for depth 18 holds
+_BOTTLENECK = dict(block=RLABottleneck, hidden_dim=512, reduction=16)  # likewise for depths 50 and 101
+
+_CIFAR = dict(channels=(16, 32, 64))
+_CIFAR_RLA = dict(_CIFAR, block=RLABasicBlock, hidden_dim=4, reduction=1)
+_CIFAR_VECTOR = dict(_CIFAR_RLA, vector=True, hidden_dim=32, reduction=16)
+_CIFAR_SE = dict(attn_layer=partial(SEModule, rd_divisor=1))  # C / 16 exactly, where timm would round up to 8
+_CIFAR_FAMILIES = {
+    'resnet': (CifarResNet, dict(_CIFAR, block=BasicBlock)),
+    'seresnet': (CifarResNet, dict(_CIFAR, block=BasicBlock, **_CIFAR_SE)),
+    'rla_resnet': (RLACifarResNet, _CIFAR_RLA),
+    'rla_seresnet': (RLACifarResNet, dict(_CIFAR_RLA, **_CIFAR_SE)),
+    'rla_vector_resnet': (RLACifarResNet, _CIFAR_VECTOR),
+}
+
+default_cfgs = generate_default_cfgs({
+    'rla_resnet18': _cfg(),
+    'rla_resnet34': _cfg(),
+    'rla_resnet50': _cfg(),
+    'rla_resnet101': _cfg(),
+    'rla_resnet152': _cfg(),
+    'rla_seresnet18': _cfg(),
+    'rla_seresnet50': _cfg(),
+    'rla_seresnet101': _cfg(),
+    'rla_vector_resnet18': _cfg(),
+    'rla_vector_resnet50': _cfg(),
+    'rla_vector_resnet101': _cfg(),
+    'rla_resnet50d': _cfg(first_conv='conv1.0'),
+    'rla_resnext50_32x4d': _cfg(),
+    **{f'{family}{depth}_cifar': _cifar_cfg() for family in _CIFAR_FAMILIES for depth in CIFAR_DEPTHS},
+})
+
+
+@register_model
+def rla_resnet18(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-18 with layer attention."""
+    model_args = dict(_BASIC, layers=(2, 2, 2, 2))
+    return _create_resnet(RLAResNet, 'rla_resnet18', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_resnet34(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-34 with layer attention; not in the paper, M and r as for depth 18."""
+    model_args = dict(_BASIC, layers=(3, 4, 6, 3))
+    return _create_resnet(RLAResNet, 'rla_resnet34', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_resnet50(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-50 with layer attention."""
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3))
+    return _create_resnet(RLAResNet, 'rla_resnet50', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_resnet101(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-101 with layer attention."""
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3))
+    return _create_resnet(RLAResNet, 'rla_resnet101', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_resnet152(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-152 with layer attention; not in the paper, M and r as for depth 101."""
+    model_args = dict(_BOTTLENECK, layers=(3, 8, 36, 3))
+    return _create_resnet(RLAResNet, 'rla_resnet152', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_seresnet18(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """SE-ResNet-18 with layer attention (IA+RLA)."""
+    model_args = dict(_BASIC, layers=(2, 2, 2, 2), attn_layer='se')
+    return _create_resnet(RLAResNet, 'rla_seresnet18', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_seresnet50(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """SE-ResNet-50 with layer attention (IA+RLA)."""
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3), attn_layer='se')
+    return _create_resnet(RLAResNet, 'rla_seresnet50', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_seresnet101(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """SE-ResNet-101 with layer attention (IA+RLA)."""
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3), attn_layer='se')
+    return _create_resnet(RLAResNet, 'rla_seresnet101', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_vector_resnet18(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-18 with one layer attention per channel (RLA-vector)."""
+    model_args = dict(_BASIC, layers=(2, 2, 2, 2), vector=True)
+    return _create_resnet(RLAResNet, 'rla_vector_resnet18', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_vector_resnet50(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-50 with one layer attention per channel (RLA-vector)."""
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3), vector=True)
+    return _create_resnet(RLAResNet, 'rla_vector_resnet50', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_vector_resnet101(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-101 with one layer attention per channel (RLA-vector)."""
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3), vector=True)
+    return _create_resnet(RLAResNet, 'rla_vector_resnet101', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_resnet50d(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNet-50-D with layer attention."""
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3), stem_width=32, stem_type='deep', avg_down=True)
+    return _create_resnet(RLAResNet, 'rla_resnet50d', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def rla_resnext50_32x4d(pretrained: bool = False, **kwargs) -> RLAResNet:
+    """ResNeXt-50 32x4d with layer attention."""
+    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
+    return _create_resnet(RLAResNet, 'rla_resnext50_32x4d', pretrained, **dict(model_args, **kwargs))
+
+
+def _cifar_entry_point(family: str, depth: int) -> Callable[..., ResNet]:
+    net, family_args = _CIFAR_FAMILIES[family]
+    blocks = (depth - 2) // 6  # in each of the three stages, two layers each; stem and classifier make up the rest
+
+    def entry_point(pretrained: bool = False, **kwargs) -> ResNet:
+        model_args = dict(family_args, layers=(blocks,) * 3)
+        return _create_resnet(net, entry_point.__name__, pretrained, **dict(model_args, **kwargs))
+
+    entry_point.__name__ = entry_point.__qualname__ = f'{family}{depth}_cifar'
+    entry_point.__doc__ = f'{depth} layers for 32 x 32 images; families: ' + ', '.join(_CIFAR_FAMILIES)
+    return entry_point
+
+
+for _family in _CIFAR_FAMILIES:
+    for _depth in CIFAR_DEPTHS:
+        _entry_point = register_model(_cifar_entry_point(_family, _depth))
+        globals()[_entry_point.__name__] = _entry_point

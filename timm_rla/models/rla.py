@@ -1,0 +1,307 @@
+"""Recurrent Layer Attention networks on top of timm's ResNet.
+
+Paper: `Recurrent Layer Attention Network`, anonymous (withdrawn) submission to ICLR 2020 -
+https://openreview.net/forum?id=Bke5aJBKvH
+
+Beside the residual network runs one LSTM cell that all blocks share. Each block summarises the output of its last norm
+layer, lets the cell take a step and scales its residual branch by what the block's own head infers from the hidden
+state. The blocks, stages and the network change timm's in these points alone:
+
+* a block is called as `block(x, state, weights)` and returns `(x, state)`, and so is a stage: the state of the LSTM
+  travels in arguments, nothing of a forward pass stays on a module;
+* the parameters that come on top are `lstm.*` and, in each block, `attention.*` and `context.*`; all others keep the
+  names that they have in timm.
+"""
+from collections import Counter
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
+
+import torch
+import torch.nn as nn
+from timm.layers import LayerType
+from timm.models import checkpoint
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from .._timm import feature_take_indices
+from ..layers import Context, LayerAttention, LSTMState, LSTMWeights, lstm_step, scale_layer
+
+__all__ = ['RLABasicBlock', 'RLABottleneck', 'RLAResNet', 'RecurrentLayerAttention', 'default_context_dim']
+
+STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
+
+
+def default_context_dim(widths: Sequence[int]) -> int:
+    """Context length N that needs the fewest resamplings (appendix B): the most frequent block width.
+
+    Args:
+        widths: Output channels of each block; among equally frequent ones the upper median is taken.
+    """
+    counts = Counter(widths)
+    frequent = sorted(width for width, count in counts.items() if count == max(counts.values()))
+    return frequent[len(frequent) // 2]
+
+
+class RecurrentBlock(nn.Module):
+    """What a residual block of timm gains: a context, a layer attention and a state that passes through it."""
+
+    def __init__(
+            self,
+            inplanes: int,
+            planes: int,
+            *args,
+            context: str = 'gap',
+            context_dim: int = 1024,
+            hidden_dim: int = 512,
+            reduction: int = 16,
+            vector: bool = False,
+            device=None,
+            dtype=None,
+            **kwargs,
+    ):
+        dd = dict(device=device, dtype=dtype)
+        super().__init__(inplanes, planes, *args, **kwargs, **dd)
+        channels = planes * self.expansion
+        self.context = Context(channels, context_dim, context, **dd)
+        self.attention = LayerAttention(hidden_dim, reduction, channels if vector else 1, **dd)
+
+    def attend(
+            self,
+            x: torch.Tensor,
+            shortcut: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, LSTMState]:
+        """Scale the residual branch A_l and add the shortcut: [B, C, H, W] -> [B, C, H, W] (eq. 2 to 6)."""
+        state = lstm_step(self.context(x), state, weights)  # from A_l itself, before any intra-layer attention
+        attention = self.attention(state.h)  # [B, 1] or [B, C]
+
+        if self.se is not None:
+            x = self.se(x)
+        x = scale_layer(x, attention)
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x += shortcut
+        return x, state
+
+
+class RLABasicBlock(RecurrentBlock, BasicBlock):
+    """timm's BasicBlock with layer attention."""
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, LSTMState]:
+        """[B, C_in, H, W], state of the previous block (None for the first) -> [B, C, H', W'], state of this block"""
+        shortcut = x
+
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.drop_block(x)
+        x = self.act1(x)
+        x = self.aa(x)
+
+        x = self.conv2(x)
+        x = self.bn2(x)
+
+        x, state = self.attend(x, shortcut, state, weights)
+        return self.act2(x), state
+
+
+class RLABottleneck(RecurrentBlock, Bottleneck):
+    """timm's Bottleneck with layer attention."""
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, LSTMState]:
+        """[B, C_in, H, W], state of the previous block (None for the first) -> [B, C, H', W'], state of this block"""
+        shortcut = x
+
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.act1(x)
+
+        x = self.conv2(x)
+        x = self.bn2(x)
+        x = self.drop_block(x)
+        x = self.act2(x)
+        x = self.aa(x)
+
+        x = self.conv3(x)
+        x = self.bn3(x)
+
+        x, state = self.attend(x, shortcut, state, weights)
+        return self.act3(x), state
+
+
+class RecurrentStage(nn.Sequential):
+    """A stage of recurrent blocks. Without blocks, as pruning leaves it, it passes everything on."""
+
+    def __init__(self, *blocks):
+        super().__init__(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, Optional[LSTMState]]:
+        """[B, C_in, H, W], state -> [B, C, H', W'], state of the last block"""
+        for block in self:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x, state = checkpoint(block, x, state, weights)
+            else:
+                x, state = block(x, state, weights)
+        return x, state
+
+
+class RecurrentLayerAttention(nn.Module):
+    """What timm's ResNet, or a subclass with as many stages or fewer, gains: the shared LSTM and its state.
+
+    Args:
+        block: RLABasicBlock or RLABottleneck.
+        layers: Number of blocks in each stage.
+        channels: Planes of each stage.
+        context: How a block is summarised, a key of `timm_rla.layers.CONTEXTS`.
+        context_dim: N, length of that summary; the most frequent block width if None.
+        hidden_dim: M, hidden units of the LSTM.
+        reduction: r, a divisor of `hidden_dim`.
+        vector: One attention value per channel (RLA-vector) instead of one per block.
+        attn_layer: Intra-layer attention in each block (IA+RLA), any name that timm knows, such as 'se' or 'eca'.
+        block_args: More arguments for each block.
+        **kwargs: Arguments of timm's ResNet.
+
+    Raises:
+        ValueError: `context`, `context_dim`, `hidden_dim` or `reduction` is out of range.
+    """
+
+    def __init__(
+            self,
+            block: Type[RecurrentBlock],
+            layers: Tuple[int, ...],
+            channels: Tuple[int, ...] = (64, 128, 256, 512),
+            context: str = 'gap',
+            context_dim: Optional[int] = None,
+            hidden_dim: int = 512,
+            reduction: int = 16,
+            vector: bool = False,
+            attn_layer: Optional[LayerType] = None,
+            block_args: Optional[Dict[str, Any]] = None,
+            device=None,
+            dtype=None,
+            **kwargs,
+    ):
+        if context_dim is None:
+            context_dim = default_context_dim([p * block.expansion for p, n in zip(channels, layers) for _ in range(n)])
+        block_args = dict(
+            block_args or {},
+            context=context,
+            context_dim=context_dim,
+            hidden_dim=hidden_dim,
+            reduction=reduction,
+            vector=vector,
+        )
+        if attn_layer is not None:
+            block_args['attn_layer'] = attn_layer
+        dd = dict(device=device, dtype=dtype)
+        super().__init__(block, layers, channels=channels, block_args=block_args, **kwargs, **dd)
+        self.lstm = nn.LSTMCell(context_dim, hidden_dim, **dd)
+        self._make_recurrent()
+
+    def _make_recurrent(self) -> None:
+        for name in STAGES:
+            stage = getattr(self, name)
+            if not isinstance(stage, RecurrentStage):
+                setattr(self, name, RecurrentStage(*stage.children()))
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, str]:
+        """Create regex patterns for parameter grouping; the LSTM, which all blocks feed, ranks after them."""
+        return dict(super().group_matcher(coarse=coarse), lstm=r'^lstm')
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing of each block."""
+        super().set_grad_checkpointing(enable)
+        for name in STAGES:
+            getattr(self, name).grad_checkpointing = enable
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: Optional[Union[int, List[int]]] = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """Forward features that returns intermediates.
+
+        Args:
+            x: Input images [B, in_chans, H, W].
+            indices: Take last n features if int, all if None, select matching indices if sequence.
+            norm: Apply norm layer to compatible intermediates (there is none).
+            stop_early: Stop iterating over stages when last desired intermediate hit.
+            output_fmt: Shape of intermediate feature outputs, NCHW.
+            intermediates_only: Only return intermediate features.
+
+        Returns:
+            Features and list of intermediate features or just intermediate features.
+        """
+        assert output_fmt in ('NCHW',), 'Output shape must be NCHW.'
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        stages = STAGES[:len(self.feature_info) - 1]
+        intermediates = []
+
+        x = self.act1(self.bn1(self.conv1(x)))
+        if 0 in take_indices:
+            intermediates.append(x)
+        x = self.maxpool(x)
+        state, weights = None, self.lstm_weights()
+        for index, name in enumerate(stages[:max_index] if stop_early else stages, start=1):
+            x, state = getattr(self, name)(x, state, weights)
+            if index in take_indices:
+                intermediates.append(x)
+
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+            self,
+            indices: Union[int, List[int]] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> List[int]:
+        """Prune layers not required for specified intermediates, as timm's ResNet does; returns the indices kept."""
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self._make_recurrent()
+        return take_indices
+
+    def lstm_weights(self) -> LSTMWeights:
+        """Weights of the shared cell, to be passed to stages and blocks."""
+        return LSTMWeights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih, self.lstm.bias_hh)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.act1(x)
+        x = self.maxpool(x)
+
+        state: Optional[LSTMState] = None  # h_0 = c_0 = 0, anew in every forward pass
+        weights = self.lstm_weights()
+        x, state = self.layer1(x, state, weights)
+        x, state = self.layer2(x, state, weights)
+        x, state = self.layer3(x, state, weights)
+        x, state = self.layer4(x, state, weights)
+        return x
+
+
+class RLAResNet(RecurrentLayerAttention, ResNet):
+    """Recurrent Layer Attention ResNet. Takes the arguments of `RecurrentLayerAttention` and of timm's ResNet."""

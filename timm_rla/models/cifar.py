@@ -69,6 +69,7 @@ class CifarResNet(ResNet):
             output_stride=4 * output_stride,  # timm counts the stride of an ImageNet stem
             stem_type='deep',  # the one whose width can be set; its convolutions are replaced below
             stem_width=channels[0] // 2,
+            zero_init_last=zero_init_last,
             block_args=dict(block_args or {}, **(dict(attn_layer=attn_layer) if attn_layer is not None else {})),
             **kwargs,
             **dd,

@@ -1,0 +1,7 @@
+"""`python -m timm_rla`, the same as `timm-rla`."""
+import sys
+
+from .cli import main
+
+if __name__ == '__main__':
+    sys.exit(main())

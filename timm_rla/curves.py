@@ -1,0 +1,76 @@
+"""`timm-rla curves RUN...`: loss and error of training runs over their epochs (the paper's Figure 3)."""
+import argparse
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence
+
+from .errors import UserError
+from .extras import import_pyplot
+from .train.options import OptionParser
+from .train.resume import SUMMARY, read_summary
+
+__all__ = ['main', 'plot_curves']
+
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')  # Okabe and Ito, colour-blind safe
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Command line."""
+    parser = OptionParser(prog='timm-rla curves', description='Plot loss and error of runs over each other.')
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run, or its summary.csv')
+    parser.add_argument('--output', default='curves.png', metavar='FILE', help='picture; PNG, SVG or PDF by its ending')
+    args = parser.parse_args(argv)
+    print(plot_curves([Path(run) for run in args.runs], Path(args.output)))
+
+
+def _label(run: Path) -> str:
+    return (run.parent if run.name == SUMMARY else run).resolve().name
+
+
+def _column(rows: Sequence[Dict[str, float]], key: str) -> List[float]:
+    return [row.get(key, float('nan')) for row in rows]
+
+
+def plot_curves(runs: Sequence[Path], output: Path) -> Path:
+    """Write the picture: loss on the left, top-1 error on the right; training dashed, validation solid.
+
+    Args:
+        runs: Folders of runs, or their summary.csv files.
+        output: File to write.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: A run has no summary.csv with at least one epoch, or the format of `output` is not known.
+    """
+    tables = {}
+    for run in runs:
+        folder = run.parent if run.name == SUMMARY else run
+        rows = read_summary(folder)
+        if not rows:
+            raise UserError(f'{run}: no {SUMMARY} with at least one epoch')
+        tables[run] = rows
+    pyplot = import_pyplot()
+    if output.suffix not in ('.png', '.svg', '.pdf'):
+        raise UserError(f'--output {output}: the ending must be .png, .svg or .pdf')
+
+    figure, (loss, error) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
+    for index, (run, rows) in enumerate(tables.items()):
+        color = COLORS[index % len(COLORS)]
+        epochs = [row['epoch'] + 1 for row in rows]
+        marker = 'o' if len(rows) == 1 else None
+        loss.plot(epochs, _column(rows, 'train_loss'), '--', color=color, marker=marker, label=f'{_label(run)}, training')
+        if 'eval_loss' in rows[0]:
+            loss.plot(epochs, _column(rows, 'eval_loss'), color=color, marker=marker, label=f'{_label(run)}, validation')
+            error.plot(epochs, [100 - top1 for top1 in _column(rows, 'eval_top1')], color=color, marker=marker)
+    loss.set(xlabel='Epoch', ylabel='Loss')
+    error.set(xlabel='Epoch', ylabel='Top-1 error, validation (%)')
+    for axes in (loss, error):
+        axes.grid(alpha=0.3)
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc='outside lower center', ncols=2, frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=150)
+    pyplot.close(figure)
+    return output

@@ -1,0 +1,68 @@
+"""`timm-rla quickstart`: train a small network on the handwritten digits of scikit-learn, from nothing to a curve."""
+import os
+import shutil
+from pathlib import Path
+from typing import List, Optional
+
+from PIL import Image
+from timm.utils import setup_default_logging
+
+from .curves import plot_curves
+from .extras import import_extra
+from .train.options import OptionParser, parse, train_parser
+from .train.resume import best_row, read_summary
+from .train.run import train
+
+__all__ = ['main', 'write_digits']
+
+HELD_OUT = 360  # of 1,797 images
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Command line."""
+    parser = OptionParser(prog='timm-rla quickstart', description='Train a small network on handwritten digits.')
+    parser.add_argument('--config', default='train_configs/quickstart.yaml', metavar='FILE', help='recipe')
+    parser.add_argument('--output', default='output/quickstart', metavar='DIR', help='folder for images and runs')
+    args, options = parser.parse_known_args(argv)
+    setup_default_logging()
+
+    output = Path(args.output)
+    digits = write_digits(output / 'digits')
+    run = train(parse(
+        train_parser(),
+        ['--config', args.config, '--data-dir', str(digits), '--output', str(output), *options],
+    ))
+    curve = plot_curves([run], run / 'curves.png')
+    rows = read_summary(run)
+    print(f'Images      {digits}')
+    print(f'Checkpoint  {run / "last.pth.tar"}')
+    print(f'Curve       {curve}')
+    print(f'Top-1       {rows[-1]["eval_top1"]:.2f} % of {HELD_OUT} held-out digits '
+          f'after {len(rows)} epochs (best epoch {best_row(rows, "top1")["eval_top1"]:.2f} %)')
+
+
+def write_digits(root: Path) -> Path:
+    """Write the 1,797 digits, 8 x 8 pixels each, as an image folder `root/{train,validation}/{0..9}/*.png`, once.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    if root.exists():
+        return root
+    datasets = import_extra('sklearn.datasets', 'quickstart')
+    model_selection = import_extra('sklearn.model_selection', 'quickstart')
+    images, labels = datasets.load_digits().images, datasets.load_digits().target
+    parts = model_selection.train_test_split(range(len(labels)), test_size=HELD_OUT, random_state=0, stratify=labels)
+
+    temporary = root.with_name(f'{root.name}.{os.getpid()}')  # moved into place when it is whole
+    for split, indices in zip(('train', 'validation'), parts):
+        for index in indices:
+            path = temporary / split / str(labels[index]) / f'{index:04d}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = (images[index] * (255 / 16)).round().astype('uint8')  # 17 grey levels
+            Image.fromarray(pixels).save(path)
+    try:
+        temporary.rename(root)
+    except OSError:  # another process was faster
+        shutil.rmtree(temporary)
+    return root

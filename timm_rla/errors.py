@@ -1,8 +1,9 @@
 """What a user did wrong, said in one line. The command line prints it and leaves with exit code 2."""
+import difflib
 from contextlib import contextmanager
-from typing import Iterator, Tuple, Type
+from typing import Iterable, Iterator, Tuple, Type
 
-__all__ = ['UserError', 'blame']
+__all__ = ['UserError', 'blame', 'closest']
 
 
 class UserError(Exception):
@@ -14,10 +15,7 @@ class UserError(Exception):
 
 
 @contextmanager
-def blame(
-        subject: str,
-        *errors: Type[Exception],
-) -> Iterator[None]:
+def blame(subject: str, *errors: Type[Exception]) -> Iterator[None]:
     """Turn errors that a library raises for bad input into a UserError about `subject`.
 
     Args:
@@ -35,3 +33,9 @@ def blame(
             raise
         message = ' '.join(str(e).split()) or type(e).__name__
         raise UserError(f'{subject}: {message}') from e
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """The names most like one that does not exist, or where to find them all, as the end of a message."""
+    close = difflib.get_close_matches(name, list(names), n=3)
+    return f'did you mean {" or ".join(close)}?' if close else 'nothing is named like it'

@@ -35,7 +35,7 @@ class CifarResNet(ResNet):
     Args:
         block: Residual block, basic.
         layers: Number of blocks in each of the three stages.
-        channels: Planes of each stage.
+        channels: Planes of each stage, the first an even number.
         output_stride: Total stride, 4 or, with a dilated last stage, 2.
         attn_layer: Intra-layer attention in each block, any name that timm knows.
         zero_init_last: Start each block at zero. Off by default, unlike in timm: He et al. (and the RLA paper) do not.
@@ -60,6 +60,9 @@ class CifarResNet(ResNet):
     ):
         assert output_stride in (2, 4), f'output_stride must be 2 or 4, not {output_stride}'
         dd = dict(device=device, dtype=dtype)
+        block_args = dict(block_args or {})
+        if attn_layer is not None:
+            block_args.setdefault('attn_layer', attn_layer)
         super().__init__(
             block,
             layers,
@@ -70,7 +73,7 @@ class CifarResNet(ResNet):
             stem_type='deep',  # the one whose width can be set; its convolutions are replaced below
             stem_width=channels[0] // 2,
             zero_init_last=zero_init_last,
-            block_args=dict(block_args or {}, **(dict(attn_layer=attn_layer) if attn_layer is not None else {})),
+            block_args=block_args,
             **kwargs,
             **dd,
         )
@@ -80,7 +83,7 @@ class CifarResNet(ResNet):
         widths = [channels[0], *channels]
         for width, stage in zip(widths, (self.layer1, self.layer2, self.layer3)):
             if stage[0].downsample is not None:
-                stage[0].downsample = PaddedShortcut(width, stage[0].bn2.num_features, stage[0].stride)
+                stage[0].downsample = PaddedShortcut(width, stage[0].conv2.out_channels, stage[0].stride)
         for info in self.feature_info:
             info['reduction'] = max(1, info['reduction'] // 4)
 
@@ -116,3 +119,6 @@ class CifarResNet(ResNet):
 
 class RLACifarResNet(RecurrentLayerAttention, CifarResNet):
     """Recurrent Layer Attention on a CIFAR ResNet. Takes the arguments of both."""
+
+    def __init__(self, *args: Any, channels: Tuple[int, int, int] = (16, 32, 64), **kwargs: Any):
+        super().__init__(*args, channels=channels, **kwargs)

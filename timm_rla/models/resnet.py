@@ -62,13 +62,13 @@ def _cifar_cfg() -> Dict[str, Any]:
 _BASIC = dict(block=RLABasicBlock, hidden_dim=128, reduction=8)  # M, r that the paper's count for depth 18 holds
 _BOTTLENECK = dict(block=RLABottleneck, hidden_dim=512, reduction=16)  # likewise for depths 50 and 101
 
-_CIFAR = dict(channels=(16, 32, 64))
-_CIFAR_RLA = dict(_CIFAR, block=RLABasicBlock, hidden_dim=4, reduction=1)
+_CIFAR = dict(block=BasicBlock)
+_CIFAR_RLA = dict(block=RLABasicBlock, hidden_dim=4, reduction=1)
 _CIFAR_VECTOR = dict(_CIFAR_RLA, vector=True, hidden_dim=32, reduction=16)
 _CIFAR_SE = dict(attn_layer=partial(SEModule, rd_divisor=1))  # C / 16 exactly, where timm would round up to 8
 _CIFAR_FAMILIES = {
-    'resnet': (CifarResNet, dict(_CIFAR, block=BasicBlock)),
-    'seresnet': (CifarResNet, dict(_CIFAR, block=BasicBlock, **_CIFAR_SE)),
+    'resnet': (CifarResNet, _CIFAR),
+    'seresnet': (CifarResNet, dict(_CIFAR, **_CIFAR_SE)),
     'rla_resnet': (RLACifarResNet, _CIFAR_RLA),
     'rla_seresnet': (RLACifarResNet, dict(_CIFAR_RLA, **_CIFAR_SE)),
     'rla_vector_resnet': (RLACifarResNet, _CIFAR_VECTOR),

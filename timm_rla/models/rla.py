@@ -209,7 +209,7 @@ class RecurrentLayerAttention(nn.Module):
             vector=vector,
         )
         if attn_layer is not None:
-            block_args['attn_layer'] = attn_layer
+            block_args.setdefault('attn_layer', attn_layer)
         dd = dict(device=device, dtype=dtype)
         super().__init__(block, layers, channels=channels, block_args=block_args, **kwargs, **dd)
         self.lstm = nn.LSTMCell(context_dim, hidden_dim, **dd)

@@ -130,6 +130,7 @@ def _common_loader_args(args: argparse.Namespace, data_config: Dict[str, Any], d
         device=device,
         distributed=args.distributed,
         use_prefetcher=args.prefetcher,
+        persistent_workers=args.workers > 0,  # timm's default, which before 1.0.29 failed without workers
     )
 
 

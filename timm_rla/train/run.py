@@ -14,22 +14,25 @@ from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.models import resume_checkpoint, safe_model_name
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.models import safe_model_name
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError, blame
+from .._timm import file_checkpoint
+from ..errors import UserError, blame, closest
 from . import resume
 from .data import create_eval_loader, create_train_loader
 from .engine import train_one_epoch, validate
 from .options import parse, train_parser
 from .rng import RngTracker, get_rng_state, set_rng_state
-from .setup import build_autocast, build_model, describe_mismatch, load_weights, setup_device
+from .setup import build_autocast, build_model, load_weights, read_checkpoint, setup_device
 
 __all__ = ['main', 'train']
 
 _logger = logging.getLogger(__name__)
+
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -59,7 +62,8 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
         **overlay,
     )
     if args.initial_checkpoint:
-        load_weights(model, args.initial_checkpoint, '--initial-checkpoint', use_ema=True)
+        weights = read_checkpoint(args.initial_checkpoint, '--initial-checkpoint')
+        load_weights(model, weights, f'--initial-checkpoint {args.initial_checkpoint}', use_ema=True)
     with torch.no_grad():
         if args.head_init_scale is not None:
             model.get_classifier().weight.mul_(args.head_init_scale)
@@ -104,15 +108,14 @@ def _create_scheduler(
         metric: str,
         updates_per_epoch: int,
 ) -> Tuple[Any, int]:
+    if args.sched not in SCHEDULES:  # older versions of timm would train without a schedule
+        raise UserError(f'--sched {args.sched}: no such schedule; there are {", ".join(SCHEDULES)}')
     with blame(f'--sched {args.sched}'):
-        scheduler, num_epochs = create_scheduler_v2(
+        return create_scheduler_v2(
             optimizer,
             **scheduler_kwargs(args, decreasing_metric=metric == 'loss'),
             updates_per_epoch=updates_per_epoch,
         )
-    if scheduler is None:  # what timm returns for a name that it does not know
-        raise UserError(f'--sched {args.sched}: no such schedule; there are cosine, tanh, step, multistep, plateau, poly')
-    return scheduler, num_epochs
 
 
 def _run_dir(args: argparse.Namespace, data_config: Dict[str, Any]) -> Path:
@@ -141,22 +144,28 @@ def _find_checkpoint(args: argparse.Namespace, run_dir: Path) -> Optional[Path]:
     return checkpoint
 
 
-def _load_checkpoint(path: Path, *parts: Any, log_info: bool) -> int:
-    """Load a training checkpoint into model, optimizer and loss scaler; returns the epoch to go on with."""
-    try:
-        return resume_checkpoint(*parts[:1], str(path), *parts[1:], log_info=log_info) or 0
-    except Exception as e:  # torch and pickle raise whatever a damaged or foreign file leads them to
-        raise UserError(f'--resume {path}: {describe_mismatch(e)}') from e
+def _load_optimizer(
+        checkpoint: Dict[str, Any],
+        source: str,
+        optimizer: torch.optim.Optimizer,
+        loss_scaler: Optional[utils.NativeScaler],
+) -> None:
+    with blame(source):
+        if 'optimizer' in checkpoint:
+            optimizer.load_state_dict(checkpoint['optimizer'])
+        if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
+            loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
 
 
-def _continue_run(saver: utils.CheckpointSaver, run_dir: Path, start_epoch: int, metric: str) -> None:
-    """Bring the folder of a run that was killed at any point into the state right after its last checkpoint."""
-    resume.trim_summary(run_dir, start_epoch)
-    *before, last = resume.read_summary(run_dir) or [None]
+def _continue_run(saver: utils.CheckpointSaver, checkpoint: Path, start_epoch: int, metric: str) -> None:
+    """Bring the folder of a run that was killed at any point into the state right after one of its checkpoints."""
+    resume.trim_summary(checkpoint.parent, start_epoch)
+    *before, last = resume.read_summary(checkpoint.parent) or [None]
     if last is None:
         return
-    resume.restore_saver(saver, run_dir, before, metric)
-    saver.save_checkpoint(int(last['epoch']), metric=last[resume.metric_key(last, metric)])  # may not have got so far
+    resume.restore_saver(saver, checkpoint.parent, before, metric)
+    # the saver may have been killed before it had made copies of the checkpoint and dropped a worse one
+    file_checkpoint(saver, checkpoint, int(last['epoch']), last[resume.metric_key(last, metric)])
 
 
 def _start_schedule(scheduler: Any, epoch: int, updates_per_epoch: int, args: argparse.Namespace, last: Any) -> None:
@@ -229,6 +238,9 @@ def train(args: argparse.Namespace) -> Path:
 
     loss_fn = _create_loss(args).to(device=device)
     _scale_lr(args)
+    if args.opt.lower().removeprefix('lookahead_') not in list_optimizers():
+        raise UserError(f'--opt {args.opt}: no such optimizer (timm.optim.list_optimizers() lists them); '
+                        f'{closest(args.opt, list_optimizers())}')
     with blame(f'--opt {args.opt}'):
         optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     scheduler, num_epochs = _create_scheduler(args, optimizer, metric, updates_per_epoch)
@@ -237,10 +249,13 @@ def train(args: argparse.Namespace) -> Path:
     if args.amp and args.amp_dtype == 'float16' and device.type == 'cuda':
         loss_scaler = utils.NativeScaler(device=device.type)
 
-    start_epoch = 0
+    start_epoch, resumed, source = 0, {}, f'--resume {checkpoint}'
     if checkpoint is not None:
-        parts = (None, None) if args.no_resume_opt else (optimizer, loss_scaler)
-        start_epoch = _load_checkpoint(checkpoint, model, *parts, log_info=primary)
+        resumed = read_checkpoint(str(checkpoint), '--resume')
+        load_weights(model, resumed, source)
+        if not args.no_resume_opt:
+            _load_optimizer(resumed, source, optimizer, loss_scaler)
+        start_epoch = resumed.get('epoch', -1) + 1
     if args.start_epoch is not None:
         start_epoch = args.start_epoch
     model_ema = None
@@ -251,8 +266,9 @@ def train(args: argparse.Namespace) -> Path:
             use_warmup=args.model_ema_warmup,
             device='cpu' if args.model_ema_force_cpu else None,
         )
-        if checkpoint is not None:
-            load_weights(model_ema.module, str(checkpoint), '--resume', use_ema=True)
+        if resumed:
+            load_weights(model_ema.module, resumed, source, use_ema=True)
+    del resumed  # the size of three models
 
     eval_models = {'': model}
     if model_ema is not None and not args.model_ema_force_cpu:
@@ -287,7 +303,7 @@ def train(args: argparse.Namespace) -> Path:
             max_history=args.checkpoint_hist,
         )
         if checkpoint is not None and checkpoint.parent.resolve() == run_dir.resolve():
-            _continue_run(saver, run_dir, start_epoch, metric)
+            _continue_run(saver, checkpoint, start_epoch, metric)
         _logger.info(f'Epochs {start_epoch + 1} to {num_epochs}, learning rate {args.lr:.4g}, into {run_dir}')
 
     memory = resume.load_resume_state(checkpoint.parent, start_epoch - 1, args.rank) if checkpoint is not None else None

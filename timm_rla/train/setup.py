@@ -1,7 +1,5 @@
 """What training and validation set up alike: device, precision, model and checkpoint."""
 import argparse
-import difflib
-import logging
 import re
 from contextlib import nullcontext
 from functools import partial
@@ -10,16 +8,15 @@ from typing import Any, Callable, Dict
 import timm
 import torch
 import torch.nn as nn
-from timm.models import create_model, load_checkpoint
-from timm.utils import init_distributed_device, is_primary
+from safetensors.torch import load_file
+from timm.models import clean_state_dict, create_model
+from timm.utils import init_distributed_device
 
-from ..errors import UserError, blame
+from ..errors import UserError, blame, closest
 
 __all__ = [
-    'build_autocast', 'build_model', 'describe_mismatch', 'load_weights', 'read_checkpoint_args', 'setup_device',
+    'build_autocast', 'build_model', 'describe_mismatch', 'load_weights', 'read_checkpoint', 'setup_device',
 ]
-
-_logger = logging.getLogger(__name__)
 
 
 def setup_device(args: argparse.Namespace) -> torch.device:
@@ -54,9 +51,8 @@ def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
     """
     name = args.model
     if not name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f'did you mean {" or ".join(close)}?' if close else "timm.list_models() lists the names"
-        raise UserError(f'--model {name}: no such model; {hint}')
+        raise UserError(f'--model {name}: no such model (timm.list_models() lists them); '
+                        f'{closest(name, timm.list_models())}')
     with blame(f'--model {name}'):
         try:
             return create_model(name, **kwargs, **args.model_kwargs)
@@ -69,36 +65,50 @@ def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
                 "context, context_dim, hidden_dim, reduction, attn_layer and the arguments of timm's ResNet") from e
 
 
-def read_checkpoint_args(path: str) -> Dict[str, Any]:
-    """Options of the training run that wrote a checkpoint; none if it does not say.
+def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
+    """Read a checkpoint of timm's or this package's training, or a bare state dict, without running code in it.
+
+    Args:
+        path: The file, .safetensors or of `torch.save`.
+        option: Option that named it.
+
+    Returns:
+        Mapping with `state_dict` and whatever else a training checkpoint holds.
 
     Raises:
-        UserError: The file is missing or damaged.
-    """
-    if path.endswith('.safetensors'):
-        return {}
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except FileNotFoundError as e:
-        raise UserError(f'--checkpoint {path}: no such file') from e
-    except Exception as e:  # torch and pickle raise whatever a damaged file leads them to
-        raise UserError(f'--checkpoint {path}: {describe_mismatch(e)}') from e
-    return vars(checkpoint['args']) if isinstance(checkpoint, dict) and 'args' in checkpoint else {}
-
-
-def load_weights(model: nn.Module, path: str, option: str, use_ema: bool = False) -> None:
-    """Load a checkpoint of timm's or this package's training into a model of the same architecture.
-
-    Raises:
-        UserError: The file is missing or damaged, or its weights are not those of the model; says what differs.
+        UserError: The file is missing, damaged or not a checkpoint.
     """
     try:
-        load_checkpoint(model, path, use_ema=use_ema)
+        if path.endswith('.safetensors'):
+            return dict(state_dict=load_file(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options, in checkpoints of training
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as e:
         raise UserError(f'{option} {path}: no such file') from e
     except Exception as e:  # torch and pickle raise whatever a damaged file leads them to
-        raise UserError(f'{option} {path}: {describe_mismatch(e)}') from e
+        raise UserError(f'{option} {path}: {" ".join(str(e).split()) or type(e).__name__}') from e
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{option} {path}: holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint.get('model', checkpoint))
+
+
+def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: str, use_ema: bool = False) -> None:
+    """Load the weights of a checkpoint into a model of the same architecture.
+
+    Args:
+        model: Not wrapped by DDP or torch.compile.
+        checkpoint: As from `read_checkpoint`.
+        source: Option and file, for the message.
+        use_ema: Take the EMA weights if there are any.
+
+    Raises:
+        UserError: The weights are not those of the model; says what differs.
+    """
+    state_dict = use_ema and checkpoint.get('state_dict_ema') or checkpoint['state_dict']
+    try:
+        model.load_state_dict(clean_state_dict(state_dict))
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise UserError(f'{source}: {describe_mismatch(e)}') from e
 
 
 def describe_mismatch(error: Exception) -> str:

@@ -10,13 +10,12 @@ from typing import Any, Dict, List, Optional
 import torch
 from timm import utils
 from timm.data import resolve_data_config
-from timm.models import reparameterize_model
 
 from ..errors import UserError, blame
 from .data import create_eval_loader
 from .engine import validate
 from .options import OptionParser, ParseKwargs
-from .setup import build_autocast, build_model, load_weights, read_checkpoint_args, setup_device
+from .setup import build_autocast, build_model, load_weights, read_checkpoint, setup_device
 
 __all__ = ['evaluate', 'main']
 
@@ -117,7 +116,8 @@ def evaluate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     """
     args.data_dir = args.data_dir or args.data
     args.log_interval = args.log_freq
-    trained = read_checkpoint_args(args.checkpoint) if args.checkpoint else {}
+    checkpoint = read_checkpoint(args.checkpoint, '--checkpoint') if args.checkpoint else {}
+    trained = vars(checkpoint['args']) if 'args' in checkpoint else {}
     if args.model is None:
         args.model = trained.get('model')
         args.model_kwargs = args.model_kwargs or trained.get('model_kwargs') or {}
@@ -135,11 +135,11 @@ def evaluate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
         global_pool=args.gp,
     )
     args.num_classes = model.num_classes
-    if args.checkpoint:
-        load_weights(model, args.checkpoint, '--checkpoint', use_ema=args.use_ema)
+    if checkpoint:
+        load_weights(model, checkpoint, f'--checkpoint {args.checkpoint}', use_ema=args.use_ema)
     param_count = sum(p.numel() for p in model.parameters())
     if args.reparam:
-        model = reparameterize_model(model)
+        model = utils.reparameterize_model(model)
     with blame('model input'):
         data_config = resolve_data_config(
             vars(args), model=model, use_test_size=not args.use_train_size, verbose=utils.is_primary(args))

@@ -1,0 +1,33 @@
+# make quickstart, make test: each makes the environment in .venv if it is not there yet, and installs what is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help:
+	@echo 'make quickstart   train a small network on real images, 3 minutes on a CPU'
+	@echo 'make test         run the tests'
+	@echo 'make lint         check the style'
+	@echo 'make clean        remove the environment and all outputs'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras: a second call installs nothing
+$(VENV)/.installed-%: setup.cfg pyproject.toml | $(BIN)/python
+	@echo 'Installing timm_rla[$*] into $(VENV): PyTorch and all, some 5 GB at the first time'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
+quickstart: $(VENV)/.installed-quickstart
+	$(BIN)/timm-rla quickstart
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build output *.egg-info

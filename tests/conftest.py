@@ -1,0 +1,36 @@
+"""Fixtures that several test files share."""
+import logging
+import shutil
+
+import pytest
+import torch
+
+from timm_rla.quickstart import write_digits
+
+torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+    """Image folder with all of scikit-learn's digits."""
+    return write_digits(tmp_path_factory.mktemp('digits') / 'digits')
+
+
+@pytest.fixture(scope='session')
+def image_folder(digits, tmp_path_factory):
+    """Image folder with a few digits: 8 for training and 3 for validation of each class."""
+    root = tmp_path_factory.mktemp('data') / 'few'
+    for split, count in (('train', 8), ('validation', 3)):
+        for folder in sorted((digits / split).iterdir()):
+            (root / split / folder.name).mkdir(parents=True)
+            for path in sorted(folder.iterdir())[:count]:
+                shutil.copy(path, root / split / folder.name)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging():
+    """timm's logging set-up adds a handler at every call, on a stream that ends with the test."""
+    handlers = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = handlers

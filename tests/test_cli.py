@@ -1,0 +1,202 @@
+"""The command line: bad input is one line with the bad value, exit code 2, and leaves nothing behind."""
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from timm.models import create_model
+
+from timm_rla import cli
+from timm_rla.train.options import UNSUPPORTED, parse, train_parser
+
+BASE = ['--device', 'cpu', '--model', 'rla_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', '--img-size', '8',
+        '--batch-size', '16', '--epochs', '1', '--workers', '0']
+
+
+@pytest.fixture
+def fails(tmp_path, capsys, monkeypatch):
+    """Run a command that must fail; returns its line of error."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob('*'))
+
+    def run(*argv, written=False):
+        assert cli.main(list(map(str, argv))) == 2
+        captured = capsys.readouterr()
+        lines = captured.err.strip().splitlines()
+        errors = [line for line in lines if 'error:' in line]
+        assert len(errors) == 1 and lines[-1] == errors[0] and 'Traceback' not in captured.err, captured.err
+        if not written:
+            assert sorted(p for p in tmp_path.rglob('*') if 'output' in p.parts) == [p for p in before if 'output' in p.parts]
+        return errors[0]
+
+    return run
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--model', 'rla_resnet5'], ['rla_resnet5', 'rla_resnet50']),
+    (['--model', 'xyzzy'], ['xyzzy', 'list_models']),
+    (['--model-kwargs', 'context=gup'], ['gup', 'gap', 'gmp', 'gap_mlp', 'gmp_mlp']),
+    (['--model-kwargs', 'context_dim=0'], ['context_dim', '0']),
+    (['--model-kwargs', 'hidden_dim=4', 'reduction=3'], ['reduction', '3', '4']),
+    (['--model-kwargs', 'contxt=gap'], ['contxt', 'context, context_dim, hidden_dim, reduction']),
+    (['--model-kwargs', 'attn_layer=sea'], ['sea']),
+    (['--opt', 'sdg'], ['sdg', 'sgd']),
+    (['--sched', 'cosin'], ['cosin', 'cosine', 'multistep']),
+    (['--device', 'cuda:99'], ['cuda:99']),
+    (['--num-classes', '5'], ['5', '10']),
+    (['--batch-size', '4096'], ['4096', '80']),
+    (['--train-crop-mode', 'crop'], ['crop', 'rrc', 'pad']),
+    (['--eval-metric', 'top2'], ['top2', 'top1']),
+    (['--epochs', 'ten'], ['ten', 'int']),
+    (['--lernrate', '1'], ['--lernrate']),
+    (['--kd-model-name', 'resnet18'], ['--kd-model-name', 'train.py']),
+    (['--torchscript'], ['--torchscript', 'train.py']),
+    (['--data-dir', 'nowhere'], ['nowhere']),
+    (['--train-split', 'nosuch'], ['nosuch', 'train', 'validation']),
+    (['--dataset', 'torch/cifer10'], ['torch/cifer10']),
+    (['--resume', 'no.pth'], ['no.pth']),
+    (['--resume', 'auto'], ['--experiment']),
+    (['--initial-checkpoint', 'no.pth'], ['no.pth']),
+    (['--pretrained-path', 'no.pth'], ['no.pth']),
+    (['--config', 'no.yaml'], ['no.yaml']),
+    (['--device-modules', 'nosuchmodule'], ['nosuchmodule']),
+], ids=lambda v: ' '.join(v) if v and v[0].startswith('--') else '')
+def test_bad_option(fails, image_folder, options, words):
+    line = fails('train', *BASE, '--data-dir', image_folder, *options)
+    assert line.startswith('timm-rla train: error: ')
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize('config, words', [
+    ({'lernrate': 1}, ['lernrate']),
+    ({'kd_model_name': 'resnet18'}, ['kd_model_name', 'train.py']),
+    ({'epochs': [1]}, ['epochs', '[1]']),
+    ({'amp': 'yes'}, ['amp', 'yes', 'bool']),
+    ({'lr': 'fast'}, ['fast']),
+    ({'clip_mode': 'hard'}, ['hard', 'norm', 'agc']),
+    ({'model_kwargs': 'context=gap'}, ['model_kwargs', 'context=gap']),
+    (['epochs'], ['mapping']),
+], ids=str)
+def test_bad_config(fails, tmp_path, image_folder, config, words):
+    (tmp_path / 'c.yaml').write_text(yaml.safe_dump(config))
+    line = fails('train', *BASE[:6], '--data-dir', image_folder, '--config', 'c.yaml')
+    assert all(word in line for word in words), line
+
+
+def test_config_not_yaml(fails, tmp_path):
+    (tmp_path / 'c.yaml').write_text('a: [1')
+    assert 'c.yaml' in fails('train', '--config', 'c.yaml')
+
+
+def test_unsupported_options_at_their_defaults_are_accepted(tmp_path):
+    """As they stand in the args.yaml that timm's own script writes."""
+    (tmp_path / 'args.yaml').write_text(yaml.safe_dump({**UNSUPPORTED, 'epochs': 7}))
+    args = parse(train_parser(), ['--config', str(tmp_path / 'args.yaml')])
+    assert args.epochs == 7 and not set(UNSUPPORTED) & set(vars(args))
+
+
+def test_command_line_is_above_config(tmp_path):
+    (tmp_path / 'c.yaml').write_text('epochs: 7\nlr: 1e-3\nmodel_kwargs: {context: gmp}\n')
+    args = parse(train_parser(), ['-c', str(tmp_path / 'c.yaml'), '--epochs', '9'])
+    assert (args.epochs, args.lr, args.model_kwargs) == (9, 1e-3, {'context': 'gmp'})
+
+
+@pytest.mark.parametrize('folders', [[], ['train'], ['train/a', 'validation/a']], ids=['empty', 'no split', 'no images'])
+def test_bad_folder(fails, tmp_path, folders):
+    (tmp_path / 'images').mkdir()
+    for folder in folders:
+        (tmp_path / 'images' / folder).mkdir(parents=True)
+    assert 'images' in fails('train', *BASE, '--data-dir', 'images')
+
+
+def copy_folder(image_folder, target):
+    import shutil
+    shutil.copytree(image_folder, target)
+    return target
+
+
+def test_classes_of_splits_differ(fails, tmp_path, image_folder):
+    data = copy_folder(image_folder, tmp_path / 'images')
+    (data / 'validation' / '3').rename(data / 'validation' / '2b')
+    line = fails('train', *BASE, '--data-dir', data)
+    assert "'2b'" in line and 'class-map' in line
+
+
+@pytest.mark.parametrize('content', [b'', b'no image', None], ids=['empty', 'text', 'truncated'])
+@pytest.mark.parametrize('workers', [0, 2])
+def test_unreadable_image(fails, tmp_path, image_folder, content, workers):
+    data = copy_folder(image_folder, tmp_path / 'images')
+    bad = sorted((data / 'train' / '3').iterdir())[0]
+    bad.write_bytes(bad.read_bytes()[:80] if content is None else content)
+    line = fails('train', *BASE, '--data-dir', data, '--workers', workers, '--batch-size', '80', written=True)
+    assert str(bad) in line
+
+
+def checkpoint(path, model, **kwargs):
+    torch.save({'state_dict': create_model(model, **kwargs).state_dict()}, path)
+
+
+@pytest.mark.parametrize('option', ['--resume', '--initial-checkpoint'])
+def test_wrong_checkpoint_says_what_differs(fails, tmp_path, image_folder, option):
+    options = ['train', *BASE, '--data-dir', image_folder, option, 'c.pth']
+    checkpoint(tmp_path / 'c.pth', 'resnet20_cifar', layers=(1, 1, 1))
+    line = fails(*options)
+    assert 'c.pth' in line and 'lacks: layer1.0.attention.fc1.weight' in line
+    checkpoint(tmp_path / 'c.pth', 'rla_resnet20_cifar', layers=(1, 1, 1), hidden_dim=8)
+    assert 'layer1.0.attention.fc1.weight has shape [8, 8], the model [4, 4]' in fails(*options)
+    checkpoint(tmp_path / 'c.pth', 'rla_resnet20_cifar', layers=(2, 1, 1))
+    assert 'layer1.1' in fails(*options)
+    (tmp_path / 'c.pth').write_bytes(b'PK not a checkpoint')
+    assert 'c.pth' in fails(*options)
+
+
+def test_checkpoint_with_code_does_not_run(fails, tmp_path, image_folder):
+    class Evil:
+        def __reduce__(self):
+            return (exec, (f'open({str(tmp_path / "ran")!r}, "w")',))
+
+    torch.save({'state_dict': Evil()}, tmp_path / 'c.pth')
+    for option in ('--resume', '--initial-checkpoint'):
+        assert 'c.pth' in fails('train', *BASE, '--data-dir', image_folder, option, 'c.pth')
+    assert 'c.pth' in fails('validate', '--device', 'cpu', '--data-dir', image_folder, '--checkpoint', 'c.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_validate_needs_a_model(fails, image_folder):
+    assert '--model' in fails('validate', '--device', 'cpu', '--data-dir', image_folder)
+
+
+def test_validate_takes_a_folder_of_classes(image_folder, capsys):
+    """As timm's script: the folder of a split itself will do."""
+    results = []
+    for folder in (image_folder, image_folder / 'validation'):
+        torch.manual_seed(0)
+        assert cli.main(['validate', '--device', 'cpu', '--model', 'resnet20_cifar', '--img-size', '8', '--workers', '0',
+                         '--data-dir', str(folder)]) == 0
+        results.append(capsys.readouterr().out)
+    assert results[0] == results[1]
+
+
+def test_no_such_command(capsys):
+    assert cli.main(['trian']) == 2
+    assert 'train, validate' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', sorted(cli.COMMANDS))
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as e:
+        cli.main([command, '--help'])
+    assert e.value.code == 0 and f'usage: timm-rla {command}' in capsys.readouterr().out
+
+
+def test_module_is_the_command():
+    run = subprocess.run([sys.executable, '-m', 'timm_rla'], capture_output=True, text=True)
+    assert run.returncode == 0 and all(command in run.stdout for command in cli.COMMANDS)
+
+
+def test_import_is_light():
+    """Neither matplotlib nor scikit-learn, nor any training code, comes with the package itself."""
+    code = 'import sys, timm_rla; print([m for m in sys.modules if m.split(".")[0] in ("matplotlib", "sklearn") ' \
+           'or m.startswith(("timm_rla.train", "timm_rla.cli"))])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'

@@ -1,0 +1,160 @@
+import pytest
+import torch
+import torch.nn as nn
+from reference import resample
+
+from timm_rla.layers import (
+    CONTEXTS,
+    Context,
+    LayerAttention,
+    LSTMState,
+    LSTMWeights,
+    lstm_step,
+    resample_context,
+    scale_layer,
+)
+
+B, M, N = 3, 5, 7
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def lstm_cell(context_dim=N, hidden_dim=M):
+    torch.manual_seed(1)
+    return nn.LSTMCell(context_dim, hidden_dim, dtype=torch.float64)
+
+
+def weights_of(cell):
+    return LSTMWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+
+
+def assert_close(actual, expected, tol=1e-12):
+    torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize('channels, context_dim', [
+    (8, 8), (1, 1),  # nothing to do
+    (64, 16), (12, 1), (48, 16),  # C is a multiple of N
+    (16, 64), (1, 5), (4, 12),  # N is a multiple of C
+    (10, 4), (7, 5), (64, 48), (100, 99), (2048, 1000),  # C > N
+    (4, 10), (5, 7), (48, 64), (99, 100), (6, 15),  # C < N
+])
+def test_resample_context(channels, context_dim):
+    x = randn(B, channels)
+    y = resample_context(x, context_dim)
+    assert y.shape == (B, context_dim)
+    assert_close(y, resample(x, context_dim))
+
+
+def test_resample_context_is_group_mean_or_nearest_repeat():
+    x = torch.tensor([[1., 2., 3., 4.]])
+    assert resample_context(x, 2).tolist() == [[1.5, 3.5]]
+    assert resample_context(x, 8).tolist() == [[1., 1., 2., 2., 3., 3., 4., 4.]]
+
+
+@pytest.mark.parametrize('channels, context_dim', [(8, 8), (8, 2), (2, 8), (10, 4), (4, 10)])
+def test_resample_context_gradient(channels, context_dim):
+    assert torch.autograd.gradcheck(lambda x: resample_context(x, context_dim), randn(2, channels).requires_grad_())
+
+
+def test_lstm_step_equals_lstm_cell():
+    cell = lstm_cell()
+    state = expected = LSTMState(randn(B, M, seed=2), randn(B, M, seed=3))
+    for step in range(4):
+        context = randn(B, N, seed=10 + step)
+        state, expected = lstm_step(context, state, weights_of(cell)), cell(context, expected)
+        assert_close(state.h, expected[0])
+        assert_close(state.c, expected[1])
+
+
+def test_lstm_step_without_state_starts_from_zeros():
+    cell, context = lstm_cell(), 10 * randn(B, N)
+    zeros = torch.zeros(B, M, dtype=torch.float64)
+    state = lstm_step(context, None, weights_of(cell))
+    for expected in (lstm_step(context, LSTMState(zeros, zeros), weights_of(cell)), cell(context, (zeros, zeros))):
+        assert_close(state.h, expected[0])
+        assert_close(state.c, expected[1])
+    assert state.h.abs().max() < 1
+
+
+def test_lstm_step_gradients_equal_lstm_cell():
+    cell = lstm_cell()
+    context, state = randn(B, N).requires_grad_(), LSTMState(randn(B, M, seed=2), randn(B, M, seed=3))
+    inputs = [context, *cell.parameters()]
+
+    def gradients(h, c):
+        return torch.autograd.grad((h * randn(B, M, seed=4) + c * randn(B, M, seed=5)).sum(), inputs)
+
+    actual, expected = gradients(*lstm_step(context, state, weights_of(cell))), gradients(*cell(context, state))
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e)
+
+
+@pytest.mark.parametrize('out_dim', [1, 4])
+def test_scale_layer(out_dim):
+    x, attention = randn(B, 4, 2, 3), randn(B, out_dim, seed=1)
+    y = scale_layer(x, attention)
+    assert y.shape == x.shape
+    for b in range(B):
+        for c in range(4):
+            assert torch.equal(y[b, c], x[b, c] * attention[b, c if out_dim > 1 else 0])
+
+
+@pytest.mark.parametrize('channels, context_dim', [(32, 32), (32, 8), (32, 64), (32, 20), (20, 32), (8, 8)])
+@pytest.mark.parametrize('context', CONTEXTS)
+def test_context(context, channels, context_dim):
+    torch.manual_seed(0)
+    module = Context(channels, context_dim, context, dtype=torch.float64)
+    x = randn(B, channels, 3, 5)
+
+    pooled = torch.stack([
+        torch.stack([x[b, c].max() if 'gmp' in context else x[b, c].sum() / 15 for c in range(channels)])
+        for b in range(B)
+    ])
+    if 'mlp' in context:
+        fc1, fc2 = module.mlp.fc1, module.mlp.fc2
+        assert fc1.weight.shape == (max(1, channels // 16), channels)  # C / 16; one unit if there are fewer channels
+        pooled = (pooled @ fc1.weight.T + fc1.bias).clamp(min=0) @ fc2.weight.T + fc2.bias
+    else:
+        assert not list(module.parameters())
+
+    y = module(x)
+    assert y.shape == (B, context_dim)
+    assert_close(y, resample(pooled, context_dim))
+
+
+def test_context_defaults_to_gap():
+    x = randn(B, 8, 3, 3)
+    assert_close(Context(8, 8)(x), x.mean((2, 3)))
+
+
+@pytest.mark.parametrize('hidden_dim, reduction, out_dim', [(8, 1, 1), (8, 4, 1), (8, 8, 1), (32, 16, 10)])
+def test_layer_attention(hidden_dim, reduction, out_dim):
+    torch.manual_seed(0)
+    module = LayerAttention(hidden_dim, reduction, out_dim, dtype=torch.float64)
+    w1, b1, w2, b2 = module.fc1.weight, module.fc1.bias, module.fc2.weight, module.fc2.bias
+    assert w1.shape == (hidden_dim // reduction, hidden_dim) and w2.shape == (out_dim, hidden_dim // reduction)
+
+    h = randn(B, hidden_dim)
+    a = module(h)
+    assert a.shape == (B, out_dim)
+    assert_close(a, 1 / (1 + torch.exp(-((h @ w1.T + b1).clamp(min=0) @ w2.T + b2))))
+
+
+@pytest.mark.parametrize('build, message', [
+    (lambda: Context(8, 4, 'max'), rf"^context .* {', '.join(CONTEXTS)}, not 'max'$"),
+    (lambda: Context(8, 4, None), rf"^context .* {', '.join(CONTEXTS)}, not None$"),
+    (lambda: Context(8, 0), '^context_dim .* at least 1, not 0$'),
+    (lambda: Context(8, -3), '^context_dim .* at least 1, not -3$'),
+    (lambda: LayerAttention(0, 1), '^hidden_dim .* at least 1, not 0$'),
+    (lambda: LayerAttention(-2, 1), '^hidden_dim .* at least 1, not -2$'),
+    (lambda: LayerAttention(8, 3), '^reduction .* divisor of hidden_dim = 8, not 3$'),
+    (lambda: LayerAttention(8, 16), '^reduction .* divisor of hidden_dim = 8, not 16$'),
+    (lambda: LayerAttention(8, 0), '^reduction .* divisor of hidden_dim = 8, not 0$'),
+    (lambda: LayerAttention(8, -2), '^reduction .* divisor of hidden_dim = 8, not -2$'),
+])
+def test_errors_name_the_bad_value_and_the_allowed_ones(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

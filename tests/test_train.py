@@ -1,0 +1,256 @@
+"""Training runs: what they write, and that one killed at any point goes on to the same end, bit for bit."""
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.utils import CheckpointSaver
+
+from timm_rla import cli
+from timm_rla.train import resume, run
+from timm_rla.train.options import parse, train_parser
+
+TINY = [
+    '--device', 'cpu', '--model', 'rla_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', '--num-classes', '10',
+    '--img-size', '8', '--batch-size', '16', '--lr', '0.05', '--warmup-epochs', '1', '--experiment', 'run',
+]
+
+
+def train(data, output, *options):
+    return run.train(parse(train_parser(), [*TINY, '--data-dir', str(data), '--output', str(output), *options]))
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def assert_same_tensors(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def assert_same_run(a, b):
+    assert (a / 'summary.csv').read_text() == (b / 'summary.csv').read_text()
+    assert sorted(p.name for p in a.glob('*.pth*')) == sorted(p.name for p in b.glob('*.pth*'))
+    for name in ('last.pth.tar', 'model_best.pth.tar'):
+        first, second = load(a / name), load(b / name)
+        assert first['epoch'] == second['epoch'] and first['metric'] == second['metric']
+        assert_same_tensors(first['state_dict'], second['state_dict'])
+        if 'state_dict_ema' in first:
+            assert_same_tensors(first['state_dict_ema'], second['state_dict_ema'])
+        for key, state in first['optimizer']['state'].items():
+            assert torch.equal(state['momentum_buffer'], second['optimizer']['state'][key]['momentum_buffer'])
+
+
+RECIPES = {
+    'main process': ['--workers', '0', '--mixup', '0.2', '--mixup-off-epoch', '3', '--reprob', '0.3', '--model-ema',
+                     '--model-ema-decay', '0.9'],
+    'two workers': ['--workers', '2', '--mixup', '0.2', '--cutmix', '1.0', '--reprob', '0.3', '--checkpoint-hist', '2'],
+    'plateau': ['--workers', '0', '--sched', 'plateau', '--patience-epochs', '0', '--warmup-epochs', '0'],
+    'no prefetcher': ['--workers', '2', '--no-prefetcher', '--mixup', '0.2', '--train-crop-mode', 'pad'],
+}
+EPOCHS = 5
+KILLED_EPOCH = 3  # index of the epoch in which, or after which, the run is killed
+
+
+class Killed(Exception):
+    """Stands for a process that ends at this point."""
+
+
+def kill_in_epoch(monkeypatch):
+    real = run.train_one_epoch
+
+    def train_one_epoch(epoch, *args, **kwargs):
+        metrics = real(epoch, *args, **kwargs)
+        if epoch == KILLED_EPOCH:
+            raise Killed
+        return metrics
+
+    monkeypatch.setattr(run, 'train_one_epoch', train_one_epoch)
+
+
+def kill_before_summary(monkeypatch):
+    real = run.utils.update_summary
+
+    def update_summary(epoch, *args, **kwargs):
+        if epoch == KILLED_EPOCH:
+            raise Killed
+        real(epoch, *args, **kwargs)
+
+    monkeypatch.setattr(run.utils, 'update_summary', update_summary)
+
+
+def kill_in_summary(monkeypatch):
+    real = run.utils.update_summary
+
+    def update_summary(epoch, *args, filename, **kwargs):
+        real(epoch, *args, filename=filename, **kwargs)
+        if epoch == KILLED_EPOCH:
+            with open(filename) as f:
+                text = f.read()
+            with open(filename, 'w') as f:
+                f.write(text[:-20])
+            raise Killed
+
+    monkeypatch.setattr(run.utils, 'update_summary', update_summary)
+
+
+def kill_before_last(monkeypatch):
+    real = CheckpointSaver.save_checkpoint
+
+    def save_checkpoint(self, epoch, metric=None):
+        if epoch == KILLED_EPOCH:
+            raise Killed
+        return real(self, epoch, metric)
+
+    monkeypatch.setattr(CheckpointSaver, 'save_checkpoint', save_checkpoint)
+
+
+def kill_after_last(monkeypatch):
+    real = CheckpointSaver._duplicate
+
+    def duplicate(self, src, dst):
+        if f'checkpoint-{KILLED_EPOCH}.' in str(dst):
+            raise Killed
+        return real(self, src, dst)
+
+    monkeypatch.setattr(CheckpointSaver, '_duplicate', duplicate)
+
+
+KILLS = [kill_in_epoch, kill_before_summary, kill_in_summary, kill_before_last, kill_after_last]
+
+
+@pytest.fixture(scope='module')
+def whole_runs(image_folder, tmp_path_factory):
+    runs = {}
+
+    def get(recipe):
+        if recipe not in runs:
+            output = tmp_path_factory.mktemp('whole')
+            runs[recipe] = train(image_folder, output, '--epochs', str(EPOCHS), *RECIPES[recipe])
+        return runs[recipe]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    'recipe, kill',
+    [('main process', kill) for kill in KILLS] + [(recipe, kill_in_epoch) for recipe in RECIPES if recipe != 'main process'],
+)
+def test_killed_run_goes_on_bit_for_bit(image_folder, tmp_path, whole_runs, recipe, kill):
+    options = ['--epochs', str(EPOCHS), '--resume', 'auto', *RECIPES[recipe]]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill(monkeypatch)
+        with pytest.raises(Killed):
+            train(image_folder, tmp_path, *options)  # --resume auto of a run that has not begun starts it
+    assert (tmp_path / 'run' / 'last.pth.tar').exists()
+    assert_same_run(train(image_folder, tmp_path, *options), whole_runs(recipe))
+
+
+def test_killed_process_goes_on(image_folder, tmp_path, whole_runs):
+    command = [sys.executable, '-m', 'timm_rla', 'train', *TINY, '--data-dir', str(image_folder), '--output',
+               str(tmp_path), '--epochs', str(EPOCHS), '--resume', 'auto', *RECIPES['main process']]
+    environment = dict(os.environ, OMP_NUM_THREADS='1')
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / 'run' / 'checkpoint-1.pth.tar').exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=120).returncode == 0
+    assert_same_run(tmp_path / 'run', whole_runs('main process'))
+
+
+def test_resume_refuses_to_write_over_a_run(image_folder, tmp_path, capsys):
+    options = [*TINY, '--data-dir', str(image_folder), '--output', str(tmp_path), '--epochs', '1', '--workers', '0']
+    assert cli.main(['train', *options]) == 0
+    before = (tmp_path / 'run' / 'last.pth.tar').read_bytes()
+    assert cli.main(['train', *options]) == 2
+    assert '--resume auto' in capsys.readouterr().err
+    assert (tmp_path / 'run' / 'last.pth.tar').read_bytes() == before
+
+
+def test_not_finite_loss_keeps_last_checkpoint(image_folder, tmp_path, capsys):
+    options = [*TINY, '--data-dir', str(image_folder), '--output', str(tmp_path), '--workers', '0', '--warmup-epochs',
+               '0', '--sched', 'step']
+    assert cli.main(['train', *options, '--epochs', '1']) == 0
+    before = (tmp_path / 'run' / 'last.pth.tar').read_bytes()
+    assert cli.main(['train', *options, '--epochs', '3', '--resume', 'auto', '--no-resume-opt', '--lr', '1e30']) == 2
+    assert 'loss is ' in capsys.readouterr().err
+    assert (tmp_path / 'run' / 'last.pth.tar').read_bytes() == before
+    assert len(resume.read_summary(tmp_path / 'run')) == 1
+
+
+def test_summary_and_args(whole_runs):
+    folder = whole_runs('main process')
+    with open(folder / 'summary.csv') as f:
+        rows = list(csv.DictReader(f))
+    assert list(rows[0]) == ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+    assert [int(row['epoch']) for row in rows] == list(range(EPOCHS))
+    # args.yaml is a configuration again
+    args = parse(train_parser(), ['--config', str(folder / 'args.yaml')])
+    assert args.model_kwargs == {'layers': [1, 1, 1]} and args.lr == 0.05 and args.mixup_off_epoch == 3
+
+
+def test_validate_agrees_with_training(image_folder, whole_runs, capsys):
+    folder = whole_runs('two workers')
+    assert cli.main(['validate', '--checkpoint', str(folder / 'last.pth.tar'), '--data-dir', str(image_folder), '--device',
+                     'cpu', '--img-size', '8', '--workers', '0', '--results-file', str(folder / 'result.csv')]) == 0
+    assert '--result' in capsys.readouterr().out
+    with open(folder / 'result.csv') as f:
+        result = next(csv.DictReader(f))
+    assert float(result['top1']) == pytest.approx(resume.read_summary(folder)[-1]['eval_top1'], abs=1e-4)
+
+
+def test_gradient_accumulation_equals_large_batch(image_folder, tmp_path):
+    """Without batch norm in training mode, whose statistics are those of a small batch, both take the same steps."""
+    common = ['--workers', '0', '--no-aug', '--epochs', '2', '--smoothing', '0', '--model-kwargs', 'layers=(1,1,1)',
+              'norm_layer=groupnorm1']
+    large = train(image_folder, tmp_path / 'large', *common, '--batch-size', '40')
+    small = train(image_folder, tmp_path / 'small', *common, '--batch-size', '20', '--grad-accum-steps', '2')
+    a, b = load(large / 'last.pth.tar')['state_dict'], load(small / 'last.pth.tar')['state_dict']
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes(image_folder, tmp_path):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '-m', 'timm_rla', 'train', *TINY,
+               '--data-dir', str(image_folder), '--output', str(tmp_path), '--workers', '0', '--epochs', '2', '--sync-bn']
+    if not torch.cuda.is_available():
+        command.remove('--sync-bn')  # torch has it for GPUs only
+    environment = dict(os.environ, OMP_NUM_THREADS='1')
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    rows = resume.read_summary(tmp_path / 'run')
+    assert len(rows) == 2 and all(np.isfinite(row['eval_loss']) for row in rows)
+    assert len(list((tmp_path / 'run').glob('resume-1-*.pth'))) == 2  # one for each process
+
+
+def test_pad_and_crop(tmp_path):
+    """Every crop is one of the 81 windows of the padded image, all of them come up, and the label stays."""
+    pixels = np.random.default_rng(0).integers(1, 256, (8, 8), dtype=np.uint8)
+    for split in ('train', 'validation'):
+        (tmp_path / 'data' / split / '0').mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / 'data' / split / '0' / 'a.png')
+    args = parse(train_parser(), [*TINY, '--data-dir', str(tmp_path / 'data'), '--train-crop-mode', 'pad', '--hflip', '0',
+                                  '--color-jitter', '0', '--workers', '0', '--batch-size', '1'])
+    args.distributed, args.prefetcher = False, True
+    config = dict(input_size=(3, 8, 8), mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='bilinear')
+    loader, _ = run.create_train_loader(args, config, torch.device('cpu'))
+    padded = np.pad(pixels, 4)
+    windows = {padded[y:y + 8, x:x + 8].tobytes(): (y, x) for y in range(9) for x in range(9)}
+    seen = set()
+    torch.manual_seed(0)
+    for _ in range(1000):
+        image, label = loader.dataset[0]
+        assert label == 0
+        seen.add(windows[np.asarray(image)[0].tobytes()])
+    assert len(seen) == 81

@@ -18,7 +18,6 @@ BASE = ['--device', 'cpu', '--model', 'rla_resnet20_cifar', '--model-kwargs', 'l
 def fails(tmp_path, capsys, monkeypatch):
     """Run a command that must fail; returns its line of error."""
     monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob('*'))
 
     def run(*argv, written=False):
         assert cli.main(list(map(str, argv))) == 2
@@ -27,7 +26,7 @@ def fails(tmp_path, capsys, monkeypatch):
         errors = [line for line in lines if 'error:' in line]
         assert len(errors) == 1 and lines[-1] == errors[0] and 'Traceback' not in captured.err, captured.err
         if not written:
-            assert sorted(p for p in tmp_path.rglob('*') if 'output' in p.parts) == [p for p in before if 'output' in p.parts]
+            assert not (tmp_path / 'output').exists()
         return errors[0]
 
     return run
@@ -102,7 +101,8 @@ def test_command_line_is_above_config(tmp_path):
     assert (args.epochs, args.lr, args.model_kwargs) == (9, 1e-3, {'context': 'gmp'})
 
 
-@pytest.mark.parametrize('folders', [[], ['train'], ['train/a', 'validation/a']], ids=['empty', 'no split', 'no images'])
+@pytest.mark.parametrize(
+    'folders', [[], ['train'], ['train/a', 'validation/a']], ids=['empty', 'no split', 'no images'])
 def test_bad_folder(fails, tmp_path, folders):
     (tmp_path / 'images').mkdir()
     for folder in folders:
@@ -169,11 +169,11 @@ def test_validate_needs_a_model(fails, image_folder):
 
 def test_validate_takes_a_folder_of_classes(image_folder, capsys):
     """As timm's script: the folder of a split itself will do."""
+    options = ['--device', 'cpu', '--model', 'resnet20_cifar', '--img-size', '8', '--workers', '0']
     results = []
     for folder in (image_folder, image_folder / 'validation'):
         torch.manual_seed(0)
-        assert cli.main(['validate', '--device', 'cpu', '--model', 'resnet20_cifar', '--img-size', '8', '--workers', '0',
-                         '--data-dir', str(folder)]) == 0
+        assert cli.main(['validate', *options, '--data-dir', str(folder)]) == 0
         results.append(capsys.readouterr().out)
     assert results[0] == results[1]
 

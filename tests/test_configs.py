@@ -1,13 +1,13 @@
-"""Recipes under train_configs/: every key is an option, every value differs from its default, every part can be built."""
+"""Recipes under train_configs/: every key is an option, every value not its default, every part can be built."""
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-import timm
 from timm_rla.train.options import parse, train_parser
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'train_configs').glob('*.yaml'))

@@ -1,5 +1,4 @@
 """`timm-rla curves RUN...`: loss and error of training runs over their epochs (the paper's Figure 3)."""
-import argparse
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
@@ -10,7 +9,8 @@ from .train.resume import SUMMARY, read_summary
 
 __all__ = ['main', 'plot_curves']
 
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')  # Okabe and Ito, colour-blind safe
+# Okabe and Ito's, safe for the colour-blind
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -56,13 +56,13 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
 
     figure, (loss, error) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
     for index, (run, rows) in enumerate(tables.items()):
-        color = COLORS[index % len(COLORS)]
+        style = dict(color=COLORS[index % len(COLORS)], marker='o' if len(rows) == 1 else None)
+        label = _label(run)
         epochs = [row['epoch'] + 1 for row in rows]
-        marker = 'o' if len(rows) == 1 else None
-        loss.plot(epochs, _column(rows, 'train_loss'), '--', color=color, marker=marker, label=f'{_label(run)}, training')
+        loss.plot(epochs, _column(rows, 'train_loss'), '--', label=f'{label}, training', **style)
         if 'eval_loss' in rows[0]:
-            loss.plot(epochs, _column(rows, 'eval_loss'), color=color, marker=marker, label=f'{_label(run)}, validation')
-            error.plot(epochs, [100 - top1 for top1 in _column(rows, 'eval_top1')], color=color, marker=marker)
+            loss.plot(epochs, _column(rows, 'eval_loss'), label=f'{label}, validation', **style)
+            error.plot(epochs, [100 - top1 for top1 in _column(rows, 'eval_top1')], **style)
     loss.set(xlabel='Epoch', ylabel='Loss')
     error.set(xlabel='Epoch', ylabel='Top-1 error, validation (%)')
     for axes in (loss, error):

@@ -159,7 +159,7 @@ def train_parser() -> OptionParser:
     add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='optimizer arguments')
 
     add = parser.add_argument_group('Learning rate schedule').add_argument
-    add('--sched', default='cosine', metavar='SCHEDULER', help='schedule: cosine, tanh, step, multistep, plateau or poly')
+    add('--sched', default='cosine', metavar='NAME', help='schedule: cosine, tanh, step, multistep, plateau or poly')
     add('--sched-on-updates', action='store_true', help='step the schedule at each update')
     add('--lr', type=float, help='learning rate, instead of --lr-base')
     add('--lr-base', type=float, default=0.1, metavar='LR', help='learning rate at a global batch of --lr-base-size')

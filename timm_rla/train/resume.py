@@ -85,7 +85,7 @@ def metric_key(row: Dict[str, float], metric: str) -> str:
 
 
 def restore_saver(saver: CheckpointSaver, run_dir: Path, rows: List[Dict[str, float]], metric: str) -> None:
-    """Let a new checkpoint saver know the checkpoints of the epochs in `rows` that are on disk, and the best of them."""
+    """Let a new checkpoint saver know the checkpoints of the epochs in `rows` that are on disk, and the best epoch."""
     files: List[Tuple[str, float]] = []
     for row in rows:
         path = run_dir / f'checkpoint-{int(row["epoch"])}.pth.tar'

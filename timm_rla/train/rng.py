@@ -5,7 +5,7 @@ on bit for bit therefore needs their states too.
 """
 import pickle
 import random
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch

@@ -1,6 +1,8 @@
 """`timm-rla quickstart`: train a small network on the handwritten digits of scikit-learn, from nothing to a curve."""
+import csv
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import List, Optional
 
@@ -8,9 +10,10 @@ from PIL import Image
 from timm.utils import setup_default_logging
 
 from .curves import plot_curves
+from .environment import describe_environment
 from .extras import import_extra
 from .train.options import OptionParser, parse, train_parser
-from .train.resume import best_row, read_summary
+from .train.resume import read_summary
 from .train.run import train
 
 __all__ = ['main', 'write_digits']
@@ -23,22 +26,36 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser = OptionParser(prog='timm-rla quickstart', description='Train a small network on handwritten digits.')
     parser.add_argument('--config', default='train_configs/quickstart.yaml', metavar='FILE', help='recipe')
     parser.add_argument('--output', default='output/quickstart', metavar='DIR', help='folder for images and runs')
+    parser.add_argument('--result', metavar='FILE', help='write the result as CSV, too')
     args, options = parser.parse_known_args(argv)
     setup_default_logging()
 
     output = Path(args.output)
     digits = write_digits(output / 'digits')
+    start = time.perf_counter()
     run = train(parse(
         train_parser(),
         ['--config', args.config, '--data-dir', str(digits), '--output', str(output), *options],
     ))
+    seconds = time.perf_counter() - start
     curve = plot_curves([run], run / 'curves.png')
     rows = read_summary(run)
+    result = dict(
+        epochs=len(rows),
+        held_out=HELD_OUT,
+        top1=round(rows[-1]['eval_top1'], 2),
+        seconds=round(seconds),
+        **describe_environment(),
+    )
     print(f'Images      {digits}')
     print(f'Checkpoint  {run / "last.pth.tar"}')
     print(f'Curve       {curve}')
-    print(f'Top-1       {rows[-1]["eval_top1"]:.2f} % of {HELD_OUT} held-out digits '
-          f'after {len(rows)} epochs (best epoch {best_row(rows, "top1")["eval_top1"]:.2f} %)')
+    print('Top-1       {top1:.2f} % of {held_out} held-out digits after {epochs} epochs, {seconds} s'.format(**result))
+    if args.result:
+        with open(args.result, 'w', newline='') as f:
+            writer = csv.DictWriter(f, fieldnames=result)
+            writer.writeheader()
+            writer.writerow(result)
 
 
 def write_digits(root: Path) -> Path:

@@ -89,6 +89,11 @@ class CifarResNet(ResNet):
 
         self.init_weights(zero_init_last=zero_init_last)
 
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """Initialize model weights, with the last norm of each residual branch at one unless told otherwise."""
+        super().init_weights(zero_init_last=zero_init_last)
+
     def forward_intermediates(
             self,
             x: torch.Tensor,

@@ -222,6 +222,19 @@ class RecurrentLayerAttention(nn.Module):
                 setattr(self, name, RecurrentStage(*stage.children()))
 
     @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = True) -> None:
+        """Initialize model weights; anew also those that timm leaves to the layers' own initialisation.
+
+        Args:
+            zero_init_last: Zero-initialize the last norm in each residual branch; every context is zero then.
+        """
+        if hasattr(self, 'lstm'):  # not under construction, but for instance after to_empty()
+            for module in self.modules():
+                if hasattr(module, 'reset_parameters'):
+                    module.reset_parameters()
+        super().init_weights(zero_init_last=zero_init_last)
+
+    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, str]:
         """Create regex patterns for parameter grouping; the LSTM, which all blocks feed, ranks after them."""
         return dict(super().group_matcher(coarse=coarse), lstm=r'^lstm')

@@ -1,0 +1,101 @@
+"""Writes the tables of README.md: counts from the models themselves, measurements from the files under results/.
+
+    python docs/tables.py           # rewrite them
+    python docs/tables.py --check   # fail if they are not up to date
+"""
+import csv
+import sys
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import timm
+import torch
+
+import timm_rla  # noqa: F401, registers the models
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = {  # prefix of the names: that of the network without layer attention
+    'rla_vector_': '',
+    'rla_se': 'se',
+    'rla_': '',
+}
+
+
+def _create(name: str, **kwargs) -> torch.nn.Module:
+    with torch.device('meta'):
+        return timm.create_model(name, **kwargs)
+
+
+def _count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _plain_name(name: str) -> str:
+    prefix = next(prefix for prefix in FAMILIES if name.startswith(prefix))
+    return FAMILIES[prefix] + name.removeprefix(prefix)
+
+
+def _model_rows(names: List[str]) -> List[str]:
+    rows = ['| model | N | M | r | parameters | on top of | extra | % |', '|---|---|---|---|---|---|---|---|']
+    for name in names:
+        model, plain = _create(name), _create(_plain_name(name))
+        total, extra = _count(model), _count(model) - _count(plain)
+        head = model.layer1[0].attention.fc1
+        rows.append(
+            f'| `{name}` | {model.lstm.input_size} | {model.lstm.hidden_size} | {head.in_features // head.out_features} '
+            f'| {total:,} | `{_plain_name(name)}` | {extra:,} | {100 * extra / _count(plain):.2f} |')
+    return rows
+
+
+def models() -> List[str]:
+    """ImageNet networks, 1000 classes."""
+    return _model_rows([name for name in timm.list_models('rla_*') if not name.endswith('_cifar')])
+
+
+def cifar_models() -> List[str]:
+    """CIFAR networks, 10 classes, depths 20 and 56."""
+    return _model_rows([
+        f'{family}{depth}_cifar'
+        for family in ('rla_resnet', 'rla_seresnet', 'rla_vector_resnet') for depth in (20, 56)
+    ])
+
+
+def quickstart() -> List[str]:
+    """What `make quickstart` printed."""
+    with open(ROOT / 'results' / 'quickstart.csv') as f:
+        row = next(csv.DictReader(f))
+    return [
+        f'On {row["hardware"]} it took {row["seconds"]} s after the installation and printed '
+        f'{row["top1"]} % top-1 on {row["held_out"]} held-out digits',
+        f'({row["date"]}, torch {row["torch"].split("+")[0]}, timm {row["timm"]}).',
+    ]
+
+
+SECTIONS: Dict[str, Callable[[], List[str]]] = {
+    'quickstart': quickstart,
+    'models': models,
+    'cifar models': cifar_models,
+}
+
+
+def render(text: str) -> str:
+    """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, for each section."""
+    for name, lines in SECTIONS.items():
+        begin, end = f'<!-- begin {name} -->\n', f'<!-- end {name} -->'
+        head, rest = text.split(begin)
+        text = head + begin + '\n'.join(lines()) + '\n' + end + rest.split(end)[1]
+    return text
+
+
+def main() -> int:
+    path = ROOT / 'README.md'
+    text = path.read_text()
+    new = render(text)
+    if '--check' in sys.argv:
+        return int(new != text)
+    path.write_text(new)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

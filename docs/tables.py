@@ -40,10 +40,12 @@ def _model_rows(names: List[str]) -> List[str]:
     for name in names:
         model, plain = _create(name), _create(_plain_name(name))
         total, extra = _count(model), _count(model) - _count(plain)
-        head = model.layer1[0].attention.fc1
-        rows.append(
-            f'| `{name}` | {model.lstm.input_size} | {model.lstm.hidden_size} | {head.in_features // head.out_features} '
-            f'| {total:,} | `{_plain_name(name)}` | {extra:,} | {100 * extra / _count(plain):.2f} |')
+        fc1 = model.layer1[0].attention.fc1
+        cells = [
+            f'`{name}`', model.lstm.input_size, model.lstm.hidden_size, fc1.in_features // fc1.out_features,
+            f'{total:,}', f'`{_plain_name(name)}`', f'{extra:,}', f'{100 * extra / _count(plain):.2f}',
+        ]
+        rows.append(f'| {" | ".join(map(str, cells))} |')
     return rows
 
 

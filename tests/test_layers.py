@@ -43,20 +43,20 @@ def assert_close(actual, expected, tol=1e-12):
 ])
 def test_resample_context(channels, context_dim):
     x = randn(B, channels)
-    y = resample_context(x, context_dim)
+    y = resample_context(x, channels, context_dim)
     assert y.shape == (B, context_dim)
     assert_close(y, resample(x, context_dim))
 
 
 def test_resample_context_is_group_mean_or_nearest_repeat():
     x = torch.tensor([[1., 2., 3., 4.]])
-    assert resample_context(x, 2).tolist() == [[1.5, 3.5]]
-    assert resample_context(x, 8).tolist() == [[1., 1., 2., 2., 3., 3., 4., 4.]]
+    assert resample_context(x, 4, 2).tolist() == [[1.5, 3.5]]
+    assert resample_context(x, 4, 8).tolist() == [[1., 1., 2., 2., 3., 3., 4., 4.]]
 
 
 @pytest.mark.parametrize('channels, context_dim', [(8, 8), (8, 2), (2, 8), (10, 4), (4, 10)])
 def test_resample_context_gradient(channels, context_dim):
-    assert torch.autograd.gradcheck(lambda x: resample_context(x, context_dim), randn(2, channels).requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: resample_context(x, channels, context_dim), randn(2, channels).requires_grad_())
 
 
 def test_lstm_step_equals_lstm_cell():

@@ -101,7 +101,10 @@ def test_options_are_those_of_timm():
     assert {name: value for name, value in theirs.items() if name not in ours} == UNSUPPORTED
 
 
-@pytest.mark.parametrize('path', sorted((Path(__file__).parents[1] / 'train_configs').glob('*.yaml')), ids=lambda p: p.stem)
+CONFIGS = sorted((Path(__file__).parents[1] / 'train_configs').glob('*.yaml'))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_recipes_are_options_of_timm(path):
     import yaml
     assert set(yaml.safe_load(path.read_text())) <= set(timm_defaults())

@@ -11,10 +11,11 @@ __all__ = ['describe_environment']
 
 
 def _processor() -> str:
-    cpuinfo = Path('/proc/cpuinfo')
-    names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith('model name')] \
-        if cpuinfo.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')  # Linux; platform.processor() is empty there
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []:
+        if line.startswith('model name'):
+            return line.split(':', 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def describe_environment(device: str = 'cpu') -> Dict[str, str]:

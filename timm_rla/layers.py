@@ -44,13 +44,12 @@ class LSTMWeights(NamedTuple):
     bias_hh: torch.Tensor  # [4M]
 
 
-def resample_context(x: torch.Tensor, context_dim: int) -> torch.Tensor:
+def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.Tensor:
     """Resample pooled features [B, C] to [B, N] without parameters: group mean if C > N, nearest repeat if C < N.
 
     Equal to adaptive average pooling for every C and N. The two usual cases, where one divides the other, are spelled
-    out since their gradients are deterministic on GPUs.
+    out since their gradients are deterministic on GPUs. C is an argument since tracing knows no shapes.
     """
-    channels = x.shape[1]
     if channels == context_dim:
         return x
     if channels % context_dim == 0:
@@ -105,6 +104,7 @@ class Context(nn.Module):
         if context_dim < 1:
             raise ValueError(f'context_dim must be at least 1, not {context_dim}')
         spec = CONTEXTS[context]
+        self.channels = channels
         self.context_dim = context_dim
         self.max_pool = spec.max_pool
         self.mlp = Mlp(
@@ -120,7 +120,7 @@ class Context(nn.Module):
         x = x.amax((2, 3)) if self.max_pool else x.mean((2, 3))  # [B, C]
         if self.mlp is not None:
             x = self.mlp(x)
-        return resample_context(x, self.context_dim)
+        return resample_context(x, self.channels, self.context_dim)
 
 
 class LayerAttention(nn.Module):

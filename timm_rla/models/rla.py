@@ -151,10 +151,11 @@ class RecurrentStage(nn.Sequential):
             self,
             x: torch.Tensor,
             state: Optional[LSTMState],
-            weights: LSTMWeights,
+            weights: Optional[LSTMWeights],
     ) -> Tuple[torch.Tensor, Optional[LSTMState]]:
         """[B, C_in, H, W], state -> [B, C, H', W'], state of the last block"""
         for block in self:
+            assert weights is not None
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x, state = checkpoint(block, x, state, weights)
             else:
@@ -294,10 +295,14 @@ class RecurrentLayerAttention(nn.Module):
         """Prune layers not required for specified intermediates, as timm's ResNet does; returns the indices kept."""
         take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self._make_recurrent()
+        if not any(len(getattr(self, name)) for name in STAGES):
+            self.lstm = None  # nothing but the stem is left
         return take_indices
 
-    def lstm_weights(self) -> LSTMWeights:
-        """Weights of the shared cell, to be passed to stages and blocks."""
+    def lstm_weights(self) -> Optional[LSTMWeights]:
+        """Weights of the shared cell, to be passed to stages and blocks; None if there are no blocks."""
+        if self.lstm is None:
+            return None
         return LSTMWeights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih, self.lstm.bias_hh)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test test-timm lint clean
+
+# What `make test-timm` adds: -k EXPRESSION, or --sample for one model of each family
+TIMM_TESTS ?=
 
 help:
 	@echo 'make quickstart   train a small network on real images, 3 minutes on a CPU'
 	@echo 'make test         run the tests'
+	@echo 'make test-timm    run the model tests of timm itself on the models of this package'
 	@echo 'make lint         check the style'
 	@echo 'make clean        remove the environment and all outputs'
 
@@ -25,6 +29,9 @@ quickstart: $(VENV)/.installed-quickstart
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests
+
+test-timm: $(VENV)/.installed-test
+	$(BIN)/python tests/run_timm_suite.py -q $(TIMM_TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,17 +1,23 @@
 """The ResNet variants that this package registers with timm: configurations and entry points, nothing else.
 
 Hyper-parameters (N, M, r) are those of the paper, decoded from its parameter counts (docs/paper.md).
+
+No weights of these networks were published. Tags such as `rla_resnet50.backbone_a1_in1k` name weights that timm hosts
+for the network without layer attention, here `resnet50.a1_in1k`, from which warm_start.py makes an RLA network with the
+same logits and neutral, untrained attention. Their data configuration is that of the source.
 """
+from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Dict, Type
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SEModule
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, list_pretrained, register_model
 from timm.models.resnet import BasicBlock, ResNet
 
 from .cifar import CifarResNet, RLACifarResNet
-from .rla import RLABasicBlock, RLABottleneck, RLAResNet
+from .rla import RecurrentLayerAttention, RLABasicBlock, RLABottleneck, RLAResNet
+from .warm_start import checkpoint_filter_fn
 
 __all__ = []  # register_model adds each entry point
 
@@ -26,6 +32,7 @@ def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **
         net,
         variant,
         pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn if issubclass(net, RecurrentLayerAttention) else None,
         feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(num_features))),
         **kwargs,
     )
@@ -46,6 +53,18 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
         'license': 'apache-2.0',
         **kwargs,
     }
+
+
+def _backbone_cfgs(name: str, source: str) -> Dict[str, Any]:
+    """Configurations of a model: without weights, and a tag for each set of ImageNet weights of its source."""
+    default = get_pretrained_cfg(source).tag
+    names = sorted(list_pretrained(f'{source}.*'), key=lambda n: (n != f'{source}.{default}', n))  # the default first
+    cfgs = {n: get_pretrained_cfg(n) for n in names}
+    tags = {
+        f'{name}.backbone_{cfg.tag}': replace(cfg, architecture=None, tag=None)
+        for cfg in cfgs.values() if cfg.num_classes == 1000
+    }
+    return tags or {name: _cfg()}
 
 
 def _cifar_cfg() -> Dict[str, Any]:
@@ -74,20 +93,24 @@ _CIFAR_FAMILIES = {
     'rla_vector_resnet': (RLACifarResNet, _CIFAR_VECTOR),
 }
 
+_SOURCES = {  # what each network is without layer attention
+    'rla_resnet18': 'resnet18',
+    'rla_resnet34': 'resnet34',
+    'rla_resnet50': 'resnet50',
+    'rla_resnet101': 'resnet101',
+    'rla_resnet152': 'resnet152',
+    'rla_seresnet18': 'seresnet18',
+    'rla_seresnet50': 'seresnet50',
+    'rla_seresnet101': 'seresnet101',
+    'rla_vector_resnet18': 'resnet18',
+    'rla_vector_resnet50': 'resnet50',
+    'rla_vector_resnet101': 'resnet101',
+    'rla_resnet50d': 'resnet50d',
+    'rla_resnext50_32x4d': 'resnext50_32x4d',
+}
+
 default_cfgs = generate_default_cfgs({
-    'rla_resnet18': _cfg(),
-    'rla_resnet34': _cfg(),
-    'rla_resnet50': _cfg(),
-    'rla_resnet101': _cfg(),
-    'rla_resnet152': _cfg(),
-    'rla_seresnet18': _cfg(),
-    'rla_seresnet50': _cfg(),
-    'rla_seresnet101': _cfg(),
-    'rla_vector_resnet18': _cfg(),
-    'rla_vector_resnet50': _cfg(),
-    'rla_vector_resnet101': _cfg(),
-    'rla_resnet50d': _cfg(first_conv='conv1.0'),
-    'rla_resnext50_32x4d': _cfg(),
+    **{key: cfg for name, source in _SOURCES.items() for key, cfg in _backbone_cfgs(name, source).items()},
     **{f'{family}{depth}_cifar': _cifar_cfg() for family in _CIFAR_FAMILIES for depth in CIFAR_DEPTHS},
 })
 

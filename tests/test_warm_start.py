@@ -1,0 +1,176 @@
+"""Warm start: an RLA network made from the weights of a network without layer attention returns the same logits."""
+import logging
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.data import resolve_model_data_config
+from timm.models.resnet import Bottleneck, ResNet
+
+from timm_rla.models import resnet as entry_points
+
+PAIRS = sorted({name.split('.')[0] for name in timm.list_pretrained('rla_*')})
+SOURCES = entry_points._SOURCES
+
+
+def randomize(model):
+    """Statistics and weights of norms that are nowhere trivial: as in a trained network, none is zero or one."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model
+
+
+def source_of(name, **kwargs):
+    torch.manual_seed(0)
+    return randomize(timm.create_model(SOURCES[name], **kwargs))
+
+
+def warm(name, state_dict, **kwargs):
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state_dict), **kwargs)
+
+
+def test_tags_cover_the_networks_with_hosted_weights():
+    assert PAIRS == sorted(set(SOURCES) - {'rla_seresnet18', 'rla_seresnet101'})  # timm has none for these two
+
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_logits_are_bit_for_bit_those_of_the_source(name):
+    source = source_of(name)
+    model = warm(name, source.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    for train in (False, True):
+        torch.manual_seed(1)
+        expected = source.train(train)(images)
+        torch.manual_seed(1)
+        assert torch.equal(model.train(train)(images), expected)
+    for (key, a), b in zip(source.named_buffers(), source.buffers()):
+        assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize('name', ['rla_resnet18', 'rla_seresnet50', 'rla_vector_resnet18'])
+def test_one_step_changes_the_attention(name):
+    model = warm(name, source_of(name).state_dict())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    optimizer.step()
+    heads = [key for key in before if key.endswith('attention.fc2.weight')]
+    assert len(heads) == sum(len(getattr(model, f'layer{i}')) for i in range(1, 5))
+    for key in heads:
+        assert not before[key].any() and model.state_dict()[key].any(), key
+
+
+def test_torchvision():
+    torch.manual_seed(0)
+    source = randomize(torchvision.models.resnet50()).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(warm('rla_resnet50', source.state_dict()).eval()(images), source(images))
+
+
+@pytest.mark.parametrize('attn_layer', ['eca', 'ese', 'se'])
+def test_other_intra_layer_attention(attn_layer):
+    torch.manual_seed(0)
+    source = randomize(ResNet(Bottleneck, (1, 1, 1, 1), block_args=dict(attn_layer=attn_layer)))
+    model = warm('rla_resnet50', source.state_dict(), layers=(1, 1, 1, 1), attn_layer=attn_layer)
+    images = torch.randn(2, 3, 64, 64)
+    for train in (False, True):
+        assert torch.equal(model.train(train)(images), source.train(train)(images))
+
+
+def test_attention_that_has_no_exact_form_is_an_error():
+    source = ResNet(Bottleneck, (1, 1, 1, 1), block_args=dict(attn_layer='cbam'))
+    with pytest.raises(RuntimeError, match='CbamModule.*SEModule'):
+        warm('rla_resnet50', source.state_dict(), layers=(1, 1, 1, 1), attn_layer='cbam')
+
+
+@pytest.mark.parametrize('context', ['gmp', 'gap_mlp'])
+def test_other_contexts(context):
+    source = source_of('rla_resnet18').eval()
+    model = warm('rla_resnet18', source.state_dict(), context=context, hidden_dim=16, reduction=4).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model(images), source(images))
+
+
+def test_a_checkpoint_of_an_rla_network_is_taken_as_it_is(tmp_path):
+    trained = randomize(timm.create_model('rla_resnet18')).eval()
+    torch.save({'state_dict': trained.state_dict()}, tmp_path / 'trained.pth')
+    model = timm.create_model(
+        'rla_resnet18', pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'trained.pth'))).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model(images), trained(images))
+
+
+def test_other_number_of_classes_and_channels():
+    source = source_of('rla_resnet18').eval()
+    model = warm('rla_resnet18', source.state_dict(), num_classes=10, in_chans=1).eval()
+    grey = torch.randn(2, 1, 64, 64)
+    # timm sums the weights of the three channels, in another order than a convolution does
+    expected = source.forward_features(grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(model.forward_features(grey), expected, rtol=1e-4, atol=1e-4)
+    assert model(grey).shape == (2, 10)
+
+
+def test_features_only():
+    source = source_of('rla_resnet18').eval()
+    model = warm('rla_resnet18', source.state_dict(), features_only=True, out_indices=(1, 3)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = source.forward_intermediates(images, (1, 3), intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(model(images), expected))
+
+
+def test_source_is_not_changed():
+    state_dict = source_of('rla_resnet18').state_dict()
+    before = {key: value.clone() for key, value in state_dict.items()}
+    warm('rla_resnet18', state_dict, num_classes=10)
+    assert state_dict.keys() >= before.keys() - {'fc.weight', 'fc.bias'}
+    assert all(torch.equal(state_dict[key], before[key]) for key in state_dict)
+
+
+@pytest.mark.parametrize('num_classes', [1000, 10])  # timm is not strict where the classifier differs
+@pytest.mark.parametrize('name, source, words', [
+    ('rla_resnet50', 'resnet34', 'missing layer1.0.bn3'),
+    ('rla_resnet18', 'resnet34', 'unexpected layer1.2'),
+    ('rla_resnet18', 'seresnet18', 'unexpected layer1.0.se'),
+    ('rla_seresnet18', 'resnet18', 'missing layer1.0.se'),
+    ('rla_resnet50', 'resnet50d', 'missing conv1.weight'),
+    ('rla_resnet18', 'vgg11', 'missing bn1'),
+])
+def test_weights_of_another_network(name, source, words, num_classes):
+    state_dict = timm.create_model(source, num_classes=1000).state_dict()
+    with pytest.raises(RuntimeError, match=f'neither those of this network .*{words}'):
+        warm(name, state_dict, num_classes=num_classes)
+
+
+def test_old_checkpoints_without_counters():
+    source = source_of('rla_resnet18').eval()
+    state_dict = {key: value for key, value in source.state_dict().items() if 'num_batches_tracked' not in key}
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(warm('rla_resnet18', state_dict).eval()(images), source(images))
+
+
+@pytest.mark.parametrize('tag', timm.list_pretrained('rla_*'))
+def test_tag(tag):
+    """Weights and data configuration are those of the source, and the tag says that they are its."""
+    name, _, tag_name = tag.partition('.')
+    assert tag_name.startswith('backbone_')
+    source = timm.get_pretrained_cfg(f'{SOURCES[name]}.{tag_name.removeprefix("backbone_")}')
+    cfg = timm.get_pretrained_cfg(tag)
+    assert cfg.hf_hub_id == source.hf_hub_id == f'timm/{source.architecture}.{source.tag}'
+    with torch.device('meta'):
+        configs = [
+            resolve_model_data_config(timm.create_model(n), pretrained_cfg=c.to_dict()) for n, c in
+            ((name, cfg), (source.architecture, source))
+        ]
+    assert configs[0] == configs[1]
+
+
+def test_log_says_that_the_attention_is_untrained(caplog):
+    with caplog.at_level(logging.INFO, logger='timm_rla'):
+        warm('rla_resnet18', source_of('rla_resnet18').state_dict())
+    assert 'untrained' in caplog.text

@@ -1,0 +1,78 @@
+"""Warm start: weights of a network without layer attention become an RLA network that returns the same logits.
+
+With W2 = 0 and b2 = 0 each head says a_l = sigmoid(0) = 0.5, exactly. With weight and bias of the last norm of each
+block doubled the scaled branch is 0.5 * (2 * A_l) = A_l, exactly again, since both factors are powers of two. An
+intra-layer attention that sees 2 * A_l gets half the weight in its first, linear, layer. Logits are then those of the
+source bit for bit, in eval and in train mode, and the gradient of W2 is not zero: the network can learn from there.
+"""
+import logging
+from typing import Dict
+
+import torch
+import torch.nn as nn
+from timm.layers import EcaModule, EffectiveSEModule, SEModule
+
+from .rla import RecurrentBlock
+
+__all__ = ['checkpoint_filter_fn']
+
+_logger = logging.getLogger(__name__)
+
+# Intra-layer attention whose gate is a function of a linear layer of the pooled input: the weight of that layer
+INPUT_WEIGHTS = {SEModule: 'fc1.weight', EffectiveSEModule: 'fc.weight', EcaModule: 'conv.weight'}
+LSTM_KEY = 'lstm.weight_ih'  # every checkpoint of an RLA network has it
+
+
+def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+    """State dict for an RLA network from that of an RLA network, or of the network without layer attention.
+
+    Args:
+        state_dict: Of an RLA network: returned as it is. Of timm's or torchvision's ResNet, or of timm's ResNet with
+            the intra-layer attention that the model has: turned into a warm start.
+        model: RLA network with freshly initialised weights.
+
+    Raises:
+        RuntimeError: The keys are of neither; says which do not fit.
+    """
+    if LSTM_KEY in state_dict:
+        return state_dict
+    own = model.state_dict()
+    added = {key for key in own if key.startswith('lstm.') or '.attention.' in key or '.context.' in key}
+    _check_keys(state_dict, own.keys() - added)
+
+    state_dict = dict(state_dict, **{key: own[key] for key in added})
+    for name, block in model.named_modules():
+        if not isinstance(block, RecurrentBlock):
+            continue
+        norm = 'bn3' if hasattr(block, 'bn3') else 'bn2'
+        for key in (f'{name}.{norm}.weight', f'{name}.{norm}.bias'):
+            state_dict[key] = 2 * state_dict[key]
+        if block.se is not None:
+            weight = INPUT_WEIGHTS.get(type(block.se))
+            if weight is None:
+                raise RuntimeError(
+                    f'no warm start with {type(block.se).__name__} inside the blocks; there is one with '
+                    f'{", ".join(module.__name__ for module in INPUT_WEIGHTS)}')
+            state_dict[f'{name}.se.{weight}'] = 0.5 * state_dict[f'{name}.se.{weight}']
+        for key in (f'{name}.attention.fc2.weight', f'{name}.attention.fc2.bias'):
+            state_dict[key] = torch.zeros_like(own[key])
+    _logger.info('Warm start: backbone weights without layer attention; every layer attention is 0.5, untrained')
+    return state_dict
+
+
+def _check_keys(state_dict: Dict[str, torch.Tensor], expected: set) -> None:
+    def essential(keys):  # a classifier is adapted later, counters are not in old checkpoints
+        return sorted(key for key in keys if not key.startswith('fc.') and not key.endswith('num_batches_tracked'))
+
+    differences = {
+        'missing': essential(expected - state_dict.keys()),
+        'unexpected': essential(state_dict.keys() - expected),
+    }
+    parts = [
+        f'{kind} {", ".join(keys[:3])}' + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
+        for kind, keys in differences.items() if keys
+    ]
+    if parts:
+        raise RuntimeError(
+            'weights are neither those of this network nor of the same network without layer attention: '
+            + '; '.join(parts))

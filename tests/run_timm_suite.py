@@ -45,8 +45,9 @@ def main(options: List[str]) -> int:
     parser.add_argument('--sample', action='store_true', help='one model of each family')
     parser.add_argument('--folder', type=Path, default=Path(sys.prefix) / 'timm-tests', help='where the tests are kept')
     args, pytest_options = parser.parse_known_args(options)
+    expression = SAMPLE if args.sample else args.k
     return subprocess.run(
-        [sys.executable, '-m', 'pytest', 'tests/test_models.py', '-k', SAMPLE if args.sample else args.k, *pytest_options],
+        [sys.executable, '-m', 'pytest', 'tests/test_models.py', '-k', expression, *pytest_options],
         cwd=fetch_tests(args.folder),
         env=dict(os.environ, TORCH_BACKEND='timm_rla'),  # the suite imports the module that this names
     ).returncode

@@ -56,7 +56,8 @@ def test_resample_context_is_group_mean_or_nearest_repeat():
 
 @pytest.mark.parametrize('channels, context_dim', [(8, 8), (8, 2), (2, 8), (10, 4), (4, 10)])
 def test_resample_context_gradient(channels, context_dim):
-    assert torch.autograd.gradcheck(lambda x: resample_context(x, channels, context_dim), randn(2, channels).requires_grad_())
+    x = randn(2, channels).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: resample_context(x, channels, context_dim), x)
 
 
 def test_lstm_step_equals_lstm_cell():

@@ -12,10 +12,18 @@ from typing import Any, Callable, Dict, Type
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SEModule
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, list_pretrained, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    list_pretrained,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models.resnet import BasicBlock, ResNet
 
 from .cifar import CifarResNet, RLACifarResNet
+from .download import fetch_weights
 from .rla import RecurrentLayerAttention, RLABasicBlock, RLABottleneck, RLAResNet
 from .warm_start import checkpoint_filter_fn
 
@@ -27,6 +35,10 @@ CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 
 
 def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **kwargs: Any) -> ResNet:
+    if pretrained:
+        cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+        if cfg.hf_hub_id and not cfg.file and not cfg.state_dict and cfg.source != 'local-dir':
+            fetch_weights(cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get('cache_dir'))
     num_features = 4 if issubclass(net, CifarResNet) else 5
     return build_model_with_cfg(
         net,

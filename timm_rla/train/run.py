@@ -26,7 +26,7 @@ from .data import create_eval_loader, create_train_loader
 from .engine import train_one_epoch, validate
 from .options import parse, train_parser
 from .rng import RngTracker, get_rng_state, set_rng_state
-from .setup import build_autocast, build_model, load_weights, read_checkpoint, setup_device
+from .setup import build_autocast, build_model, input_channels, load_weights, read_checkpoint, setup_device
 
 __all__ = ['main', 'train']
 
@@ -42,7 +42,6 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def _create_model(args: argparse.Namespace) -> nn.Module:
-    in_chans = args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else 3
     overlay = {}
     if args.pretrained_path:
         if not Path(args.pretrained_path).is_file():
@@ -51,7 +50,7 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
     model = build_model(
         args,
         pretrained=args.pretrained,
-        in_chans=in_chans,
+        in_chans=input_channels(args),
         num_classes=args.num_classes,
         drop_rate=args.drop,
         drop_path_rate=args.drop_path,

@@ -15,7 +15,8 @@ from timm.utils import init_distributed_device
 from ..errors import UserError, blame, closest
 
 __all__ = [
-    'build_autocast', 'build_model', 'describe_mismatch', 'load_weights', 'read_checkpoint', 'setup_device',
+    'build_autocast', 'build_model', 'describe_mismatch', 'input_channels', 'load_weights', 'read_checkpoint',
+    'setup_device',
 ]
 
 
@@ -37,6 +38,11 @@ def build_autocast(args: argparse.Namespace, device: torch.device) -> Callable[[
     if not args.amp:
         return nullcontext
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+
+
+def input_channels(args: argparse.Namespace) -> int:
+    """Input channels that the options ask for, 3 if they do not."""
+    return args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else 3
 
 
 def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:

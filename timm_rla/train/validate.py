@@ -15,7 +15,7 @@ from ..errors import UserError, blame
 from .data import create_eval_loader
 from .engine import validate
 from .options import OptionParser, ParseKwargs
-from .setup import build_autocast, build_model, load_weights, read_checkpoint, setup_device
+from .setup import build_autocast, build_model, input_channels, load_weights, read_checkpoint, setup_device
 
 __all__ = ['evaluate', 'main']
 
@@ -131,7 +131,7 @@ def evaluate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
         args,
         pretrained=args.pretrained,
         num_classes=args.num_classes,
-        in_chans=args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else 3,
+        in_chans=input_channels(args),
         global_pool=args.gp,
     )
     args.num_classes = model.num_classes

@@ -1,0 +1,1 @@
+"""Publishing on the Hugging Face Hub: `timm-rla export` and `timm-rla push`."""

@@ -237,8 +237,16 @@ class RecurrentLayerAttention(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, str]:
-        """Create regex patterns for parameter grouping; the LSTM, which all blocks feed, ranks after them."""
-        return dict(super().group_matcher(coarse=coarse), lstm=r'^lstm')
+        """Create regex patterns for parameter grouping.
+
+        LSTM, heads and contexts form one group that ranks after the blocks, which all feed it: with layer decay a warm
+        start trains its new attention faster than the backbone that it has taken over.
+        """
+        return dict(
+            stem=super().group_matcher(coarse=coarse)['stem'],
+            blocks=r'^layer(\d+)\.%s\.(?!attention|context)' % (r'\d+' if coarse else r'(\d+)'),
+            attention=r'^(?:lstm|layer\d+\.\d+\.(?:attention|context))',
+        )
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

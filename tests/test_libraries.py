@@ -1,8 +1,8 @@
-"""Libraries that take the name of a timm model take ours: the real library, in a Python where only the installation
-has registered the models.
+"""Libraries that take the name of a timm model take ours: the real ones, where only the installation registers it.
 
-`python test_libraries.py NAME` runs the body of the test of that name; each test does so in a process of its own, as
-conftest.py has imported timm_rla into this one.
+`python test_libraries.py LIBRARY` runs the checks of a library. The test does so in a process of its own, since
+conftest.py has imported timm_rla into this one. There is one process for all checks of a library, since imports take
+most of the time.
 """
 import os
 import subprocess
@@ -11,35 +11,13 @@ from pathlib import Path
 
 import pytest
 
-BODIES = {}
-
-
-def in_new_process(*libraries):
-    """Make a test of a function that imports libraries, and skip it if one of them is not installed."""
-    def decorate(body):
-        def test(tmp_path):
-            for library in libraries:
-                pytest.importorskip(library, reason=f'{library} is not installed')
-            # Offline: nothing here may depend on what the Hub holds, nor wait for it
-            environment = dict(os.environ, HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
-            command = [sys.executable, '-W', 'ignore', str(Path(__file__).resolve()), body.__name__]
-            result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-            assert result.returncode == 0, result.stderr[-3000:]
-
-        test.__name__ = body.__name__
-        test.__doc__ = body.__doc__
-        BODIES[body.__name__] = body
-        return test
-    return decorate
-
-
 # timm starts each residual branch at zero, where layer attention has neither an effect nor a gradient
 ACTIVE = dict(zero_init_last=False)
 
 
-def images(size=64):
+def images():
     import torch
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 def assert_same(actual, expected):
@@ -53,13 +31,28 @@ def assert_trains_lstm(loss, model):
     assert len(gradients) == 4 and all(g.isfinite().all() and g.any() for g in gradients)
 
 
-@in_new_process('transformers')
-def test_transformers_backbone():
+def plain_weights():
+    """Arguments for a warm start of rla_resnet18, from a file instead of the Hub, and the features that it has then."""
+    import timm
+    from safetensors.torch import save_file
+    plain = timm.create_model('resnet18', **ACTIVE).eval()
+    save_file(plain.state_dict(), 'plain.safetensors')
+    options = dict(pretrained_cfg_overlay=dict(file='plain.safetensors'))
+    return options, plain.forward_intermediates(images(), intermediates_only=True)
+
+
+def backbone_config(**kwargs):
+    from transformers import TimmBackboneConfig
+    # transformers 4 would load weights without being asked; transformers 5 does not need the argument
+    return TimmBackboneConfig(backbone='rla_resnet18', use_pretrained_backbone=False, **kwargs)
+
+
+def check_transformers_backbone():
     """Feature maps are those of timm, and of the whole network with the same weights."""
     import timm
-    from transformers import AutoBackbone, TimmBackbone, TimmBackboneConfig
-    config = TimmBackboneConfig(backbone='rla_resnet18', use_pretrained_backbone=False, out_indices=[1, 2, 3])
-    backbone = AutoBackbone.from_config(config).eval()
+    import torch
+    from transformers import AutoBackbone, TimmBackbone
+    backbone = AutoBackbone.from_config(backbone_config(out_indices=[1, 2, 3])).eval()
     assert type(backbone) is TimmBackbone
     assert backbone.channels == [64, 128, 256] and backbone.out_features == ['layer1', 'layer2', 'layer3']
 
@@ -75,28 +68,28 @@ def test_transformers_backbone():
         assert_same(actual, of_features)
         assert_same(actual, of_whole)
 
-    everything = TimmBackbone(TimmBackboneConfig(backbone='rla_resnet18', out_indices=[0, 1, 2, 3, 4])).eval()
+    everything = TimmBackbone(backbone_config(out_indices=[0, 1, 2, 3, 4])).eval()
     output = everything(images(), output_hidden_states=True)
     assert len(output.hidden_states) == len(output.feature_maps) == 5
     for actual, expected in zip(output.hidden_states, everything(images()).feature_maps):
         assert_same(actual, expected)
 
-    config = TimmBackboneConfig(backbone='rla_resnet18', output_stride=8, freeze_batch_norm_2d=True)
-    assert TimmBackbone(config)(images()).feature_maps[-1].shape == (2, 512, 8, 8)
+    frozen = TimmBackbone(backbone_config(out_indices=[0, 1, 2, 3, 4], freeze_batch_norm_2d=True)).train()
+    frozen.load_state_dict(everything.state_dict(), strict=False)  # it has no counts of batches
+    for actual, expected in zip(frozen(images()).feature_maps, output.feature_maps):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+    options, expected = plain_weights()
+    warm = TimmBackbone.from_pretrained('rla_resnet18', out_indices=[0, 1, 2, 3, 4], **options).eval()
+    for actual, of_plain in zip(warm(images()).feature_maps, expected):
+        assert_same(actual, of_plain)
 
 
-@in_new_process('transformers')
-def test_transformers_networks_on_the_backbone():
+def check_transformers_networks():
     """Segmentation (UperNet, with save_pretrained and from_pretrained) and detection (DETR) train the LSTM."""
     import torch
-    from transformers import (
-        DetrConfig,
-        DetrForObjectDetection,
-        TimmBackboneConfig,
-        UperNetConfig,
-        UperNetForSemanticSegmentation,
-    )
-    backbone = TimmBackboneConfig(backbone='rla_resnet18', out_indices=[1, 2, 3, 4])
+    from transformers import DetrConfig, DetrForObjectDetection, UperNetConfig, UperNetForSemanticSegmentation
+    backbone = backbone_config(out_indices=[1, 2, 3, 4])
 
     def activate(model):  # the configuration of a backbone takes no arguments for timm
         for module in model.modules():
@@ -105,7 +98,12 @@ def test_transformers_networks_on_the_backbone():
         return model
 
     config = UperNetConfig(
-        backbone_config=backbone, hidden_size=16, num_labels=3, auxiliary_in_channels=256, auxiliary_channels=8)
+        backbone_config=backbone,
+        hidden_size=16,
+        num_labels=3,
+        auxiliary_in_channels=256,
+        auxiliary_channels=8,
+    )
     model = activate(UperNetForSemanticSegmentation(config))
     output = model(images(), labels=torch.ones(2, 64, 64, dtype=torch.long))
     assert output.logits.shape == (2, 3, 64, 64)
@@ -114,9 +112,21 @@ def test_transformers_networks_on_the_backbone():
     loaded = UperNetForSemanticSegmentation.from_pretrained('upernet').eval()
     assert_same(loaded(images()).logits, model(images()).logits)
 
-    heads = dict(encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)
     config = DetrConfig(
-        backbone_config=backbone, d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=5, num_labels=3, **heads)
+        backbone=None,  # this one and the next two for transformers 4
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone_config=backbone,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=5,
+        num_labels=3,
+    )
     model = activate(DetrForObjectDetection(config))
     target = dict(class_labels=torch.tensor([1]), boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
     output = model(pixel_values=images(), labels=[target, target])
@@ -124,8 +134,7 @@ def test_transformers_networks_on_the_backbone():
     assert_trains_lstm(output.loss, model)
 
 
-@in_new_process('transformers')
-def test_transformers_classification():
+def check_transformers_classification():
     """Logits are those of timm, loss and training work, and a saved network comes back with all its options."""
     import timm
     import torch
@@ -176,8 +185,7 @@ def test_transformers_classification():
             assert_same(weights[name], weight)
 
 
-@in_new_process('segmentation_models_pytorch')
-def test_segmentation_models_pytorch():
+def check_segmentation_models_pytorch():
     import segmentation_models_pytorch as smp
     import timm
     for network in (smp.Unet, smp.DeepLabV3Plus):
@@ -200,16 +208,29 @@ def test_segmentation_models_pytorch():
         assert smp.Unet(name, encoder_weights=None, classes=2)(images()).shape == (2, 2, 64, 64)
 
     # fewer stages, grey images and options of layer attention, all of which a saved network has again
-    model = smp.Unet('tu-rla_resnet18', encoder_weights=None, encoder_depth=3, decoder_channels=(32, 16, 8), in_channels=1,
-                     context='gmp', hidden_dim=32, reduction=4, **ACTIVE).eval()
+    model = smp.Unet(
+        'tu-rla_resnet18',
+        encoder_weights=None,
+        encoder_depth=3,
+        decoder_channels=(32, 16, 8),
+        in_channels=1,
+        context='gmp',
+        hidden_dim=32,
+        reduction=4,
+        **ACTIVE,
+    ).eval()
     model.save_pretrained('unet')
     loaded = smp.from_pretrained('unet').eval()
     assert loaded.encoder.model.model.lstm.hidden_size == 32
     assert_same(loaded(images()[:, :1]), model(images()[:, :1]))
 
+    options, expected = plain_weights()
+    warm = smp.Unet('tu-rla_resnet18', encoder_weights=True, **options).eval()
+    for actual, of_plain in zip(warm.encoder(images())[1:], expected):
+        assert_same(actual, of_plain)
 
-@in_new_process('fastai')
-def test_fastai():
+
+def check_fastai():
     """A learner by the name of a model trains, LSTM included; exported and loaded, it predicts the same."""
     import numpy as np
     import torch
@@ -229,6 +250,10 @@ def test_fastai():
     assert logits.shape == (2, 3)
     assert_trains_lstm(logits.square().sum(), model)
 
+    options, expected = plain_weights()
+    warm, _ = create_timm_model('rla_resnet18', 3, pretrained=True, **options)
+    assert_same(warm.eval()[0](images()), expected[-1])
+
     loaders = ImageDataLoaders.from_folder('.', bs=6, num_workers=0, device=torch.device('cpu'))
     learner = vision_learner(loaders, 'rla_resnet18', pretrained=False, metrics=accuracy, **ACTIVE)
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
@@ -245,8 +270,7 @@ def test_fastai():
             assert_same(loaded.predict('valid/a/0.png')[2], learner.predict('valid/a/0.png')[2])
 
 
-@in_new_process('torchvision')
-def test_torchvision_faster_rcnn():
+def check_torchvision_faster_rcnn():
     """The recipe of torchvision's own detectors: a feature pyramid on top of timm's feature extractor."""
     import timm
     import torch
@@ -286,8 +310,31 @@ def test_torchvision_faster_rcnn():
             assert detections['boxes'].shape == (len(detections['scores']), 4)
 
 
+CHECKS = {
+    'transformers': (
+        check_transformers_backbone,
+        check_transformers_networks,
+        check_transformers_classification,
+    ),
+    'segmentation_models_pytorch': (check_segmentation_models_pytorch,),
+    'fastai': (check_fastai,),
+    'torchvision': (check_torchvision_faster_rcnn,),
+}
+
+
+@pytest.mark.parametrize('library', CHECKS)
+def test_library(library, tmp_path):
+    pytest.importorskip(library, reason=f'{library} is not installed')
+    # Offline: nothing here may depend on what the Hub holds, nor wait for it
+    environment = dict(os.environ, HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
+    command = [sys.executable, '-W', 'ignore', str(Path(__file__).resolve()), library]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
 if __name__ == '__main__':
     import torch
     assert 'timm_rla' not in sys.modules  # what is tested is the registration by the installation
-    torch.manual_seed(0)
-    BODIES[sys.argv[1]]()
+    for check in CHECKS[sys.argv[1]]:
+        torch.manual_seed(0)
+        check()

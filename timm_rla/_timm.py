@@ -2,11 +2,11 @@
 import shutil
 from pathlib import Path
 
-from timm.models._features import feature_take_indices
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from timm.models._hub import save_for_hf
 from timm.utils import CheckpointSaver
 
-__all__ = ['feature_take_indices', 'file_checkpoint', 'save_for_hf']
+__all__ = ['FeatureGetterNet', 'feature_take_indices', 'file_checkpoint', 'save_for_hf']
 
 
 def file_checkpoint(saver: CheckpointSaver, path: Path, epoch: int, metric: float) -> None:

@@ -24,6 +24,7 @@ from timm.models.resnet import BasicBlock, ResNet
 
 from .cifar import CifarResNet, RLACifarResNet
 from .download import fetch_weights
+from .features import StageFeatures
 from .rla import RecurrentLayerAttention, RLABasicBlock, RLABottleneck, RLAResNet
 from .warm_start import checkpoint_filter_fn
 
@@ -45,7 +46,7 @@ def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn if issubclass(net, RecurrentLayerAttention) else None,
-        feature_cfg=dict(feature_cls='getter', out_indices=tuple(range(num_features))),
+        feature_cfg=dict(feature_cls=StageFeatures, out_indices=tuple(range(num_features))),
         **kwargs,
     )
 

@@ -74,6 +74,12 @@ def check_transformers_backbone():
     for actual, expected in zip(output.hidden_states, everything(images()).feature_maps):
         assert_same(actual, expected)
 
+    some = TimmBackbone(backbone_config(out_indices=[1, 3])).eval()
+    partial = some(images(), output_hidden_states=True)
+    assert len(partial.hidden_states) == 4  # up to the last stage that is asked for, as with a plain ResNet
+    for actual, expected in zip(partial.feature_maps, some(images()).feature_maps):
+        assert_same(actual, expected)
+
     frozen = TimmBackbone(backbone_config(out_indices=[0, 1, 2, 3, 4], freeze_batch_norm_2d=True)).train()
     frozen.load_state_dict(everything.state_dict(), strict=False)  # it has no counts of batches
     for actual, expected in zip(frozen(images()).feature_maps, output.feature_maps):

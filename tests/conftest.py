@@ -2,6 +2,7 @@
 import logging
 import shutil
 
+import hub_server  # noqa: F401  first of all: it sets what huggingface_hub reads when it is imported
 import pytest
 import torch
 

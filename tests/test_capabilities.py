@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 import timm
 import torch
+import torch._dynamo.testing
 import torch.nn as nn
 from test_models import assert_equal_up_to_rounding, is_extra, randomise
-from timm.layers import convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.layers import SplitBatchNorm2d, convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.models import group_modules, group_parameters, load_checkpoint, model_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3, freeze, reparameterize_model, unfreeze
@@ -110,13 +111,13 @@ def test_features_only(family, output_stride, out_indices):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []  # nothing is kept for no use
 
 
-@pytest.mark.parametrize('feature_cls', ['getter', 'hook', 'fx'])
-def test_features_by_other_means(family, model, feature_cls):
-    features = timm.create_model(
-        family, features_only=True, feature_cls=feature_cls, out_indices=(1, 3), **FAMILIES[family]).eval()
-    inner = features if feature_cls == 'fx' else getattr(features, 'model', features)
-    weights = {name: value for name, value in model.state_dict().items() if name in inner.state_dict()}
-    inner.load_state_dict(weights)
+@pytest.mark.parametrize('feature_cls', ['hook', 'fx'])
+def test_features_by_other_means(family, feature_cls):
+    args = dict(FAMILIES[family], zero_init_last=False)
+    torch.manual_seed(0)
+    features = timm.create_model(family, features_only=True, feature_cls=feature_cls, out_indices=(1, 3), **args).eval()
+    torch.manual_seed(0)
+    model = timm.create_model(family, **args).eval()
     assert_same(list(features(images())), model.forward_intermediates(images(), [1, 3], intermediates_only=True))
 
 
@@ -161,7 +162,9 @@ def test_forward_is_features_and_head(family, global_pool):
     features = model.forward_features(x)
     pooled = model.forward_head(features, pre_logits=True)
     assert features.shape == (4, model.num_features, 2, 3)
-    assert pooled.shape == (4, model.head_hidden_size)
+    assert pooled.shape == (4, model.num_features * model.global_pool.feat_mult())
+    theirs = plain(global_pool=global_pool)
+    assert model.head_hidden_size / model.num_features == theirs.head_hidden_size / theirs.num_features
     assert_same(model.forward_head(features), model(x))
     assert_same(model.fc(pooled), model(x))
     assert model.get_classifier() is model.fc and model.get_classifier(name_only=True) == 'fc'
@@ -248,15 +251,11 @@ def kept_for_backward(model, x):
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize('name, kwargs, size, limit', [
-    *[(family, kwargs, (64, 96), 0.6) for family, kwargs in FAMILIES.items()],
-    ('rla_resnet50', {}, (128, 128), 0.4),
-], ids=[*FAMILIES, 'full-depth'])
-def test_grad_checkpointing_saves_memory(name, kwargs, size, limit):
-    model, x = timm.create_model(name, **kwargs).train(), images(size=size)
+def test_grad_checkpointing_saves_memory(family):
+    model, x = timm.create_model(family).train(), images(2)  # at full depth, else the stem takes most of the memory
     everything = kept_for_backward(model, x)
     model.set_grad_checkpointing()
-    assert kept_for_backward(model, x) < limit * everything
+    assert kept_for_backward(model, x) < (0.35 if 'resnet50' in family else 0.55) * everything
     model.set_grad_checkpointing(False)
     assert kept_for_backward(model, x) == everything
 
@@ -277,6 +276,14 @@ def test_grad_checkpointing_keeps_the_random_numbers(family):
     assert 'lstm.weight_hh' in results[0]
 
 
+def group_of(name, coarse=False):
+    """The group that a parameter or module should be in. What layer attention adds comes after what it attends to."""
+    parts = name.split('.')
+    if is_extra(name + '.'):
+        return 'attention'
+    return 'stem' if parts[0] in ('conv1', 'bn1') else '.'.join(parts[:1 if coarse else 2]) if len(parts) > 2 else 'fc'
+
+
 @pytest.mark.parametrize('group', [group_parameters, group_modules])
 @pytest.mark.parametrize('coarse', [False, True])
 def test_group_matcher(family, coarse, group):
@@ -287,29 +294,23 @@ def test_group_matcher(family, coarse, group):
         (name, m) for name, m in model.named_modules() if m._parameters)
     assert sorted(members) == sorted(name for name, _ in expected)
 
-    prefixes = [{name.partition('.')[0] for name in names} for names in groups.values()]
-    assert prefixes == [{'conv1', 'bn1'}] + [{s} for s in (STAGES if coarse else [b[:6] for b in BLOCKS])] + [
-        {'lstm'}, {'fc'}]
-    if not coarse:
-        for block, names in zip(BLOCKS, list(groups.values())[1:-2]):
-            assert all(name.startswith(block + '.') for name in names)
-            assert any('.attention.' in name for name in names) and any('.context.' in name for name in names)
+    assert [{group_of(name, coarse) for name in names} for names in groups.values()] == [
+        {name} for name in ('stem', *(STAGES if coarse else BLOCKS), 'attention', 'fc')]
 
 
 def decays(model, groups):
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: (group['weight_decay'], group.get('lr_scale', 1.)) for group in groups for p in group['params']}
+    return {names[id(p)]: (g['weight_decay'], g.get('lr_scale', 1.)) for g in groups for p in g['params']}
 
 
 def test_layer_decay(model):
     groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.5)
     optimizer = create_optimizer_v2(model, 'adamw', lr=1e-3, weight_decay=0.1, layer_decay=0.5)
-    order = ['conv1', *BLOCKS, 'lstm', 'fc']
+    order = ['stem', *BLOCKS, 'attention', 'fc']
     for found in (decays(model, groups), decays(model, optimizer.param_groups)):
         assert set(found) == {name for name, _ in model.named_parameters()}
         for name, (_, scale) in found.items():
-            rank = 0 if name.startswith('bn1.') else next(i for i, p in enumerate(order) if name.startswith(p + '.'))
-            assert scale == 0.5 ** (len(order) - 1 - rank), name
+            assert scale == 0.5 ** (len(order) - 1 - order.index(group_of(name))), name
 
 
 def test_weight_decay(model):
@@ -370,20 +371,19 @@ def test_init_weights_from_meta(family, zero_init_last):
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
-            last = name.endswith('bn3' if 'resnet50' in family else 'layer0.bn2') or (
-                'resnet18' in family and name.endswith('.bn2'))
+            last = name.endswith('.bn3' if 'resnet50' in family else '.bn2')
             assert (module.weight == (0 if last and zero_init_last else 1)).all() and not module.bias.any()
             assert not module.running_mean.any() and (module.running_var == 1).all()
             assert module.num_batches_tracked == 0
         elif isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * math.prod(module.kernel_size)
-            assert module.weight.std() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
         elif isinstance(module, (nn.Linear, nn.LSTMCell)):
             bound = (module.hidden_size if isinstance(module, nn.LSTMCell) else module.in_features) ** -0.5
             for p in module.parameters():
                 assert p.abs().max() <= bound * (1 + 1e-6)
                 if p.numel() >= 1000:  # uniform
-                    assert p.std() == pytest.approx(bound / 3 ** 0.5, rel=0.1)
+                    assert p.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.1)
 
 
 # Number formats and memory formats ---------------------------------------------------------------------------------
@@ -393,9 +393,12 @@ def flat(tensors):
 
 
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('dtype, tol', [(torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=str)
-def test_autocast(family, dtype, tol, training):
-    model, x = create(family).train(training), images()
+@pytest.mark.parametrize('dtype, tol, tol_gradients', [
+    (torch.bfloat16, 0.03, 0.15), (torch.float16, 0.005, 0.05),
+], ids=str)
+def test_autocast(family, dtype, tol, tol_gradients, training):
+    # Smooth, as rounding turns some ReLUs on or off, which has little effect on logits and a large one on gradients
+    model, x = create(family, act_layer='silu').train(training), images()
     logits, expected = model(x), gradients(model, x)
     with torch.autocast('cpu', dtype):
         lower = model(x)
@@ -403,9 +406,8 @@ def test_autocast(family, dtype, tol, training):
     assert lower.dtype == dtype
     assert_same(lower.float(), logits, tol)
     assert {g.dtype for g in found.values()} == {torch.float32}
-    assert all(g.isfinite().all() for g in found.values())
     difference = flat(found.values()) - flat(expected.values())
-    assert difference.norm() < 2 * tol * flat(expected.values()).norm()
+    assert difference.norm() < tol_gradients * flat(expected.values()).norm()
 
 
 def test_bfloat16_weights(model):
@@ -429,41 +431,49 @@ def test_channels_last(family, training):
 
 # Graphs ------------------------------------------------------------------------------------------------------------
 
+@pytest.fixture
+def shallow(family):
+    """One block for each stage, since capturing takes a time that grows with the number of blocks."""
+    return create(family, layers=(1, 1, 1, 1)).double().eval()
+
+
 @pytest.mark.parametrize('training', [False, True])
-def test_compile(family, training):
+def test_compile(shallow, training):
     torch._dynamo.reset()
-    model, x = create(family).double().train(training), images().double()
+    model, x = shallow.train(training), images().double()
     compiled = copy.deepcopy(model)
-    compiled.compile(backend='aot_eager', fullgraph=True)  # fullgraph: a graph break is an error
+    # All of inductor but the code that it writes, which takes a C++ compiler minutes. A graph break is an error.
+    compiled.compile(backend='aot_eager_decomp_partition', fullgraph=True)
     assert_same(gradients(compiled, x), gradients(model, x), 1e-10)
+    assert_same(compiled(x), model(x), 1e-12)
     assert_same(compiled.state_dict(), model.state_dict(), 1e-12)  # the statistics of norm layers
 
 
-def test_compile_for_any_batch_size(model):
+def test_compile_for_any_batch_size(shallow):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
-    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    counter, compiled, graphs = torch._dynamo.testing.CompileCounter(), copy.deepcopy(shallow), []
+    compiled.compile(backend=counter, fullgraph=True, dynamic=True)
     for batch_size in (2, 3, 5):
-        assert_same_logits(compiled, model, 1e-6, batch_size=batch_size)
-    assert counter.frame_count == 1
+        x = images(batch_size).double()
+        assert_same(gradients(compiled, x), gradients(shallow, x), 1e-10)
+        graphs.append(counter.frame_count)
+    assert graphs == graphs[:1] * 3
 
 
-def test_compile_with_inductor():
-    torch._dynamo.reset()
-    model = create('rla_resnet50', layers=(1, 1, 0, 0)).eval()
-    assert_same_logits(torch.compile(model, fullgraph=True), model, 1e-5)
-
-
-def test_export(model):
+def test_export(shallow):
     auto = torch.export.Dim.AUTO
-    program = torch.export.export(model, (images(2),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
-    for batch_size, size in ((2, (64, 96)), (3, (64, 96)), (5, (97, 50)), (2, (224, 224))):
-        assert_same_logits(program, model, 1e-6, batch_size=batch_size, size=size)
+    shapes = ({0: auto, 2: auto, 3: auto},)
+    program = torch.export.export(shallow, (images(2).double(),), dynamic_shapes=shapes).module()
+    for batch_size, size in ((1, (64, 96)), (3, (64, 96)), (5, (97, 50)), (2, (224, 224))):
+        x = images(batch_size, size=size).double()
+        assert_same(program(x), shallow(x), 1e-12)
 
 
-def test_onnx(model):
+def test_onnx(shallow):
+    pytest.importorskip('torch', minversion='2.6')  # the exporter of 2.5 fails at every batch norm, timm's too
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
+    model = shallow.float()
     program = torch.onnx.export(
         model, (images(2),), dynamo=True, dynamic_shapes=({0: torch.export.Dim.AUTO},), verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
@@ -485,16 +495,22 @@ def test_feature_extractor_of_torchvision(model):
     assert_same(features, dict(two=two, three=three, logits=model(images())))
 
 
+DEPRECATED = pytest.mark.filterwarnings('ignore:.torch.jit')
+
+
+@DEPRECATED
 @pytest.mark.parametrize('training', [False, True])
 def test_jit_script(family, training):
     model = create(family, drop_path_rate=0.2, drop_rate=0.2).double().train(training)
-    scripted, x = torch.jit.script(model), images().double()
-    torch.manual_seed(0)
-    expected = gradients(model, x)
-    torch.manual_seed(0)
-    assert_same(gradients(scripted, x), expected, 1e-10)
+    scripted, x = torch.jit.script(copy.deepcopy(model)), images().double()
+    for seed in range(3):  # the first calls are observed, later ones run what was optimised accordingly
+        torch.manual_seed(seed)
+        expected = gradients(model, x)
+        torch.manual_seed(seed)
+        assert_same(gradients(scripted, x), expected, 1e-10)
 
 
+@DEPRECATED
 def test_jit_trace(model):
     traced = torch.jit.trace(model, images(2))
     for kwargs in (dict(batch_size=2), dict(batch_size=5), dict(batch_size=3, size=(71, 50))):
@@ -525,17 +541,17 @@ def test_model_ema(family, model):
     assert_same_logits(ema, ema.module)
 
 
-@pytest.mark.parametrize('convert', [convert_splitbn_model, convert_sync_batchnorm])
-def test_convert_norm_layers(model, convert):
+@pytest.mark.parametrize('convert, layer', [
+    (convert_splitbn_model, SplitBatchNorm2d), (convert_sync_batchnorm, nn.SyncBatchNorm),
+])
+def test_convert_norm_layers(model, convert, layer):
     converted = convert(copy.deepcopy(model)).eval()
-    norms = {type(m) for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    assert not [m for m in converted.modules() if type(m) is nn.BatchNorm2d] or convert is convert_splitbn_model
-    assert norms != {nn.BatchNorm2d}
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(type(converted.get_submodule(name)) is layer for name in norms)
     assert_same_logits(converted, model, 1e-6)
-    if convert is convert_splitbn_model:
-        # Each half of the batch is normalised by itself.
-        logits = torch.cat([copy.deepcopy(model).train()(half) for half in images().chunk(2)])
-        assert_same(converted.train()(images()), logits, 1e-5)
+    if layer is SplitBatchNorm2d:  # normalises each half of a batch by itself
+        halves = [copy.deepcopy(model).train()(half) for half in images().chunk(2)]
+        assert_same(converted.train()(images()), torch.cat(halves), 1e-5)
 
 
 def test_reparameterize_model(model):
@@ -619,7 +635,7 @@ def ddp_gradients(rank, folder):
 def ddp_results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ddp')
     torch.multiprocessing.spawn(ddp_gradients, (str(folder),), nprocs=2)
-    return [torch.load(folder / f'{rank}.pth') for rank in range(2)]
+    return [torch.load(folder / f'{rank}.pth', weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason='this build of torch has no torch.distributed')
@@ -637,12 +653,14 @@ def test_ddp(family, checkpointing, ddp_results):
 # Wrong usage -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('kwargs', [
-    dict(features_only=True, out_indices=(5,)), dict(features_only=True, out_indices=(0, -6)),
-    dict(features_only=True, out_indices=6), dict(output_stride=4), dict(output_stride=64), dict(unknown=1),
-    dict(global_pool='median'), dict(act_layer='unknown'), dict(layers=(2, 1, 1)), dict(drop_path_rate='high'),
-    dict(pretrained=True),
+    # Like any network with a recurrent path ours are not run module by module, which is what ResNets have by default.
+    *[dict(features_only=True, feature_cls='getter', out_indices=indices) for indices in ((5,), (0, -6), 6, 0)],
+    dict(output_stride=4), dict(output_stride=64), dict(unknown=1), dict(global_pool='median'),
+    dict(act_layer='unknown'), dict(drop_path_rate='high'),
+    dict(pretrained=True, pretrained_cfg_overlay=dict(url='', hf_hub_id=None)),
 ], ids=str)
 def test_errors_of_create_model(family, kwargs):
     theirs = error_of(lambda: plain(**kwargs))
     assert theirs is not None
-    assert error_of(lambda: timm.create_model(family, **dict(FAMILIES[family], **kwargs))) == theirs
+    ours = error_of(lambda: timm.create_model(family, **dict(FAMILIES[family], **kwargs)))
+    assert ours == (theirs[0], theirs[1].replace('resnet18', family))

@@ -221,8 +221,11 @@ def test_pretrained_weights_fit_other_heads_and_inputs(family, model, changes, t
     else:
         model.conv1.weight.data = weight[:, [0, 1, 2, 0, 1]] * 3 / 5
     x = images(in_chans=changes['in_chans'])
-    assert_same(adapted.forward_features(x), model.forward_features(x), 1e-6)
-    assert (adapted(x).shape == (4, 3)) if changes['num_classes'] == 3 else (adapted(x) == model(x)).all()
+    assert_same(adapted.forward_features(x), model.forward_features(x), 1e-5)
+    if changes['num_classes'] == 7:
+        assert_same(adapted(x), model(x), 1e-5)
+    else:
+        assert adapted(x).shape == (4, changes['num_classes'])
 
 
 # Training ----------------------------------------------------------------------------------------------------------
@@ -333,7 +336,7 @@ def test_classifier_has_the_last_parameters(model):
 def test_freeze(family, model):
     parts = ('conv1', 'bn1', 'layer1')
     freeze(model, parts)
-    assert_same_logits(model, create(family).eval(), 1e-6)
+    assert_same_logits(model, create(family).eval(), 1e-5)
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = gradients(model.train(), images())
@@ -514,7 +517,7 @@ def test_jit_script(family, training):
 def test_jit_trace(model):
     traced = torch.jit.trace(model, images(2))
     for kwargs in (dict(batch_size=2), dict(batch_size=5), dict(batch_size=3, size=(71, 50))):
-        assert_same_logits(traced, model, 1e-6, **kwargs)
+        assert_same_logits(traced, model, 1e-5, **kwargs)
 
 
 def test_int8_weights(model):
@@ -548,7 +551,7 @@ def test_convert_norm_layers(model, convert, layer):
     converted = convert(copy.deepcopy(model)).eval()
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all(type(converted.get_submodule(name)) is layer for name in norms)
-    assert_same_logits(converted, model, 1e-6)
+    assert_same_logits(converted, model, 1e-5)
     if layer is SplitBatchNorm2d:  # normalises each half of a batch by itself
         halves = [copy.deepcopy(model).train()(half) for half in images().chunk(2)]
         assert_same(converted.train()(images()), torch.cat(halves), 1e-5)
@@ -608,7 +611,7 @@ def test_images_do_not_see_each_other(model):
     x, other = images(), images(seed=2)
     other[1] = x[1]
     assert torch.equal(model(x)[1], model(other)[1])
-    assert_same(model(x[1:2]), model(x)[1:2], 1e-6)
+    assert_same(model(x[1:2]), model(x)[1:2], 1e-5)
 
 
 # More than one process ---------------------------------------------------------------------------------------------
@@ -647,7 +650,7 @@ def test_ddp(family, checkpointing, ddp_results):
         assert set(expected) == {name for name, _ in model.named_parameters()}
         for result in ddp_results:
             found = result[family, checkpointing, batch]
-            assert_same({name.removeprefix('module.'): grad for name, grad in found.items()}, expected, 1e-12)
+            assert_same({name.removeprefix('module.'): grad for name, grad in found.items()}, expected, 1e-10)
 
 
 # Wrong usage -------------------------------------------------------------------------------------------------------

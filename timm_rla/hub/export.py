@@ -133,7 +133,7 @@ def _save(model: nn.Module, folder: Path, data_config: Dict[str, Any], model_arg
     # transformers gives num_classes itself; in the arguments it would be given twice
     for key in ('num_classes', 'in_chans'):
         config.get('model_args', {}).pop(key, None)
-    if model.in_chans != 3:
-        config.setdefault('model_args', {})['in_chans'] = model.in_chans
+    if data_config['input_size'][0] != 3:
+        config.setdefault('model_args', {})['in_chans'] = data_config['input_size'][0]
     config['pretrained_cfg'] = {key: value for key, value in config['pretrained_cfg'].items() if value is not None}
     path.write_text(json.dumps(config, indent=2) + '\n')

@@ -3,8 +3,7 @@ import tempfile
 from pathlib import Path
 from typing import List, Optional
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, HfApi
 from timm.utils import setup_default_logging
 
 from ..errors import UserError
@@ -74,13 +73,13 @@ def push(
     api = HfApi(token=token, library_name='timm_rla', library_version=__version__)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
+        commit = api.create_commit(  # one for all files, which upload_folder does not promise
+            repo_id,
+            [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())],
+            commit_message='Upload with timm_rla',
             revision=revision,
             create_pr=create_pr,
-            commit_message='Upload with timm_rla',
         )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as e:
+    except Exception as e:  # the client hands on the errors of its HTTP library and of its storage
         raise UserError(f'push to {repo_id} failed, nothing was published: {" ".join(str(e).split())}') from e
     return commit.pr_url or commit.commit_url

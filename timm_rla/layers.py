@@ -73,7 +73,8 @@ def lstm_step(context: torch.Tensor, state: Optional[LSTMState], weights: LSTMWe
     gates = F.linear(context, weights.weight_ih, weights.bias_ih + weights.bias_hh)  # [B, 4M]
     if state is not None:
         gates = gates + F.linear(state.h, weights.weight_hh)
-    i, f, g, o = gates.chunk(4, 1)  # [B, M] each
+    # [B, M] each; not chunk(), whose backward in TorchScript forgets a gate that is not used
+    i, f, g, o = gates.unflatten(1, (4, -1)).unbind(1)
     c = i.sigmoid() * g.tanh()
     if state is not None:
         c = f.sigmoid() * state.c + c

@@ -214,6 +214,7 @@ class RecurrentLayerAttention(nn.Module):
         dd = dict(device=device, dtype=dtype)
         super().__init__(block, layers, channels=channels, block_args=block_args, **kwargs, **dd)
         self.lstm = nn.LSTMCell(context_dim, hidden_dim, **dd)
+        self.fc = self._modules.pop('fc')  # last again: timm tells the classifier's parameters by their order
         self._make_recurrent()
 
     def _make_recurrent(self) -> None:

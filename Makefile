@@ -28,7 +28,7 @@ quickstart: $(VENV)/.installed-quickstart
 	$(BIN)/timm-rla quickstart
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 tests
 
 test-timm: $(VENV)/.installed-test
 	$(BIN)/python tests/run_timm_suite.py -q $(TIMM_TESTS)

@@ -3,6 +3,7 @@
     python tests/run_timm_suite.py                         # all models, an hour or so on two cores
     python tests/run_timm_suite.py -k 'rla_resnet18'       # some, by a pytest expression
     python tests/run_timm_suite.py --sample                # one of each family, what CI runs
+    python tests/run_timm_suite.py --hub                   # also the tests that download weights from the Hub
 
 The tests come with the source distribution of the installed timm, which is fetched from the package index.
 """
@@ -43,9 +44,10 @@ def main(options: List[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('-k', default=ALL, metavar='EXPRESSION', help='models and tests to run')
     parser.add_argument('--sample', action='store_true', help='one model of each family')
+    parser.add_argument('--hub', action='store_true', help="also tests that download; timm's own CI leaves them out")
     parser.add_argument('--folder', type=Path, default=Path(sys.prefix) / 'timm-tests', help='where the tests are kept')
     args, pytest_options = parser.parse_known_args(options)
-    expression = SAMPLE if args.sample else args.k
+    expression = f'({SAMPLE if args.sample else args.k})' + ('' if args.hub else ' and not pretrained')
     return subprocess.run(
         [sys.executable, '-m', 'pytest', 'tests/test_models.py', '-k', expression, *pytest_options],
         cwd=fetch_tests(args.folder),

@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from ..errors import UserError, blame
 
-__all__ = ['PAD', 'StrictImageDataset', 'create_eval_loader', 'create_train_loader', 'num_dataset_classes']
+__all__ = ['PAD', 'StrictImageDataset', 'create_eval_loader', 'create_train_loader', 'is_mixing', 'num_dataset_classes']
 
 PAD = 4  # pixels on each side, He et al., section 4.2
 
@@ -104,9 +104,14 @@ def _check_same_classes(train: Any, evaluation: Any) -> None:
                         'which index each class has')
 
 
+def is_mixing(args: argparse.Namespace) -> bool:
+    """Whether mixup or cutmix is on; targets are then smooth when they come from the loader."""
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
 def _mixup_args(args: argparse.Namespace) -> Dict[str, Any]:
     """Arguments of timm's mixup, empty if neither mixup nor cutmix is on."""
-    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
+    if not is_mixing(args):
         return {}
     return dict(
         mixup_alpha=args.mixup,

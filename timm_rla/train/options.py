@@ -6,14 +6,14 @@ other than that is an error, never silently ignored. Two values are additions: `
 """
 import argparse
 import sys
-from typing import Any, Dict, List, NoReturn, Optional, Tuple
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 import yaml
 from timm.utils import ParseKwargs
 
 from ..errors import UserError
 
-__all__ = ['OptionParser', 'UNSUPPORTED', 'parse', 'train_parser']
+__all__ = ['OptionParser', 'UNSUPPORTED', 'add_reader_options', 'parse', 'train_parser']
 
 UNSUPPORTED: Dict[str, Any] = {
     # other ways to load data
@@ -86,6 +86,18 @@ class OptionParser(argparse.ArgumentParser):
         return f'{option}: no such option; {self.prog} --help lists them'
 
 
+def add_reader_options(add: Callable[..., Any]) -> None:
+    """Options, the same for training and validation, that say what to read; `add` is a parser's `add_argument`."""
+    add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
+    add('--dataset', metavar='NAME', default='', help='dataset type + name ("<type>/<name>"), image folder if empty')
+    add('--dataset-download', action='store_true', help='allow download for torch/ and tfds/ datasets')
+    add('--class-map', default='', metavar='FILE', help='class to index mapping')
+    add('--input-img-mode', help='image mode, such as RGB or L; by the number of input channels if not given')
+    add('--input-key', help='dataset key of input images')
+    add('--target-key', help='dataset key of labels')
+    add('--dataset-trust-remote-code', action='store_true', help='allow a Hugging Face dataset to run its own code')
+
+
 def train_parser() -> OptionParser:
     parser = OptionParser(
         prog='timm-rla train',
@@ -96,18 +108,11 @@ def train_parser() -> OptionParser:
     parser.add_argument('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
 
     add = parser.add_argument_group('Dataset').add_argument
-    add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
-    add('--dataset', metavar='NAME', default='', help='dataset type + name ("<type>/<name>"), image folder if empty')
+    add_reader_options(add)
     add('--train-split', metavar='NAME', default='train', help='training split')
     add('--val-split', metavar='NAME', default='validation', help='validation split, no validation if empty')
     add('--train-num-samples', type=int, metavar='N', help='samples in an iterable training split')
     add('--val-num-samples', type=int, metavar='N', help='samples in an iterable validation split')
-    add('--dataset-download', action='store_true', help='allow download for torch/ and tfds/ datasets')
-    add('--class-map', default='', metavar='FILE', help='class to index mapping')
-    add('--input-img-mode', help='image mode, such as RGB or L; by the number of input channels if not given')
-    add('--input-key', help='dataset key of input images')
-    add('--target-key', help='dataset key of labels')
-    add('--dataset-trust-remote-code', action='store_true', help='allow a Hugging Face dataset to run its own code')
 
     add = parser.add_argument_group('Model').add_argument
     add('--model', default='resnet50', help='model name')

@@ -13,7 +13,8 @@ import torch
 from timm.utils import CheckpointSaver
 
 __all__ = [
-    'best_row', 'find_last', 'load_resume_state', 'read_summary', 'restore_saver', 'save_resume_state', 'trim_summary',
+    'best_row', 'find_last', 'load_resume_state', 'metric_key', 'read_summary', 'restore_saver', 'save_resume_state',
+    'trim_summary',
 ]
 
 SUMMARY = 'summary.csv'

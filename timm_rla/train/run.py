@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .._timm import file_checkpoint
 from ..errors import UserError, blame, closest
 from . import resume
-from .data import create_eval_loader, create_train_loader
+from .data import create_eval_loader, create_train_loader, is_mixing
 from .engine import train_one_epoch, validate
 from .options import parse, train_parser
 from .rng import RngTracker, get_rng_state, set_rng_state
@@ -77,7 +77,7 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
 
 
 def _create_loss(args: argparse.Namespace) -> nn.Module:
-    mixing = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None  # targets are then smooth already
+    mixing = is_mixing(args)
     if args.bce_loss and (mixing or args.smoothing):
         return BinaryCrossEntropy(
             target_threshold=args.bce_target_thresh,

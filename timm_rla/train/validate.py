@@ -14,7 +14,7 @@ from timm.data import resolve_data_config
 from ..errors import UserError, blame
 from .data import create_eval_loader
 from .engine import validate
-from .options import OptionParser, ParseKwargs
+from .options import OptionParser, ParseKwargs, add_reader_options
 from .setup import build_autocast, build_model, input_channels, load_weights, read_checkpoint, setup_device
 
 __all__ = ['evaluate', 'main']
@@ -37,16 +37,9 @@ def validate_parser() -> OptionParser:
     )
     add = parser.add_argument
     add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
-    add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
-    add('--dataset', metavar='NAME', default='', help='dataset type + name ("<type>/<name>"), image folder if empty')
+    add_reader_options(add)
     add('--split', metavar='NAME', default='validation', help='split')
     add('--num-samples', type=int, metavar='N', help='samples in an iterable split')
-    add('--dataset-download', action='store_true', help='allow download for torch/ and tfds/ datasets')
-    add('--class-map', default='', metavar='FILE', help='class to index mapping')
-    add('--input-key', help='dataset key of input images')
-    add('--input-img-mode', help='image mode, such as RGB or L')
-    add('--target-key', help='dataset key of labels')
-    add('--dataset-trust-remote-code', action='store_true', help='allow a Hugging Face dataset to run its own code')
     add('-m', '--model', help='model name')
     add('--pretrained', action='store_true', help='use pretrained weights')
     add('--checkpoint', default='', metavar='FILE', help='weights')

@@ -4,13 +4,11 @@ from typing import Dict, List, Optional, Sequence
 
 from .errors import UserError
 from .extras import import_pyplot
+from .plotting import COLORS, check_picture, save_picture, tidy_axes
 from .train.options import OptionParser
 from .train.resume import SUMMARY, read_summary
 
 __all__ = ['main', 'plot_curves']
-
-# Okabe and Ito's, safe for the colour-blind
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -50,11 +48,9 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
         if not rows:
             raise UserError(f'{run}: no {SUMMARY} with at least one epoch')
         tables[run] = rows
-    pyplot = import_pyplot()
-    if output.suffix not in ('.png', '.svg', '.pdf'):
-        raise UserError(f'--output {output}: the ending must be .png, .svg or .pdf')
+    check_picture(output)
 
-    figure, (loss, error) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout='constrained')
+    figure, (loss, error) = import_pyplot().subplots(1, 2, figsize=(9, 3.6), layout='constrained')
     for index, (run, rows) in enumerate(tables.items()):
         style = dict(color=COLORS[index % len(COLORS)], marker='o' if len(rows) == 1 else None)
         label = _label(run)
@@ -66,11 +62,7 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
     loss.set(xlabel='Epoch', ylabel='Loss')
     error.set(xlabel='Epoch', ylabel='Top-1 error, validation (%)')
     for axes in (loss, error):
-        axes.grid(alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
+        tidy_axes(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc='outside lower center', ncols=2, frameon=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
-    pyplot.close(figure)
-    return output
+    return save_picture(figure, output)

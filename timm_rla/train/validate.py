@@ -9,13 +9,19 @@ from typing import Any, Dict, List, Optional
 
 import torch
 from timm import utils
-from timm.data import resolve_data_config
 
-from ..errors import UserError, blame
-from .data import create_eval_loader
+from ..errors import blame
 from .engine import validate
-from .options import OptionParser, ParseKwargs, add_reader_options
-from .setup import build_autocast, build_model, input_channels, load_weights, read_checkpoint, setup_device
+from .options import OptionParser
+from .setup import build_autocast, setup_device
+from .trained import (
+    add_data_options,
+    add_model_options,
+    add_precision_options,
+    create_validation_loader,
+    load_model,
+    place_model,
+)
 
 __all__ = ['evaluate', 'main']
 
@@ -32,41 +38,13 @@ def validate_parser() -> OptionParser:
     parser = OptionParser(
         prog='timm-rla validate',
         description="Evaluate a model. Options are those of timm's validate.py, with the same names, defaults and "
-                    'meaning, except that --model is taken from --checkpoint if it is not given.',
+                    'meaning, except that without --model the model and its input are those of --checkpoint.',
         unsupported=UNSUPPORTED,
     )
     add = parser.add_argument
-    add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
-    add_reader_options(add)
-    add('--split', metavar='NAME', default='validation', help='split')
-    add('--num-samples', type=int, metavar='N', help='samples in an iterable split')
-    add('-m', '--model', help='model name')
-    add('--pretrained', action='store_true', help='use pretrained weights')
-    add('--checkpoint', default='', metavar='FILE', help='weights')
-    add('--use-ema', action='store_true', help='use the EMA weights of --checkpoint')
-    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='model arguments')
-    add('--num-classes', type=int, metavar='N', help='classes')
-    add('--gp', metavar='POOL', help='global pooling')
-    add('--img-size', type=int, metavar='N', help='image size')
-    add('--in-chans', type=int, metavar='N', help='input channels')
-    add('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (channels, height, width)')
-    add('--use-train-size', action='store_true', help='use the training size of the model, not that for testing')
-    add('--crop-pct', type=float, metavar='PCT', help='centre crop, of the resized image')
-    add('--crop-mode', help='squash, border or center')
-    add('--crop-border-pixels', type=int, metavar='N', help='crop this border')
-    add('--mean', type=float, nargs='+', help='mean pixel value per channel, in [0, 1]')
-    add('--std', type=float, nargs='+', help='standard deviation per channel')
-    add('--interpolation', default='', metavar='NAME', help='image resize interpolation')
-    add('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
-    add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
-    add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
-    add('--no-prefetcher', action='store_true', help='normalise on the CPU')
-    add('--pin-mem', action='store_true', help='pin memory for the transfer to a GPU')
-    add('--channels-last', action='store_true', help='use channels_last memory layout')
-    add('--device', default='cuda', help='device to use')
-    add('--amp', action='store_true', help='mixed precision')
-    add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='lower precision of --amp')
-    add('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='dtype of the model itself, without --amp')
+    add_data_options(add)
+    add_model_options(add)
+    add_precision_options(add)
     add('--reparam', action='store_true', help='fold the model for inference')
     add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the model')
     add('--torchcompile-mode', metavar='MODE', help='mode of torch.compile')
@@ -107,49 +85,13 @@ def evaluate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     Raises:
         UserError: Bad input.
     """
-    args.data_dir = args.data_dir or args.data
-    args.log_interval = args.log_freq
-    checkpoint = read_checkpoint(args.checkpoint, '--checkpoint') if args.checkpoint else {}
-    trained = vars(checkpoint['args']) if 'args' in checkpoint else {}
-    if args.model is None:
-        args.model = trained.get('model')
-        args.model_kwargs = args.model_kwargs or trained.get('model_kwargs') or {}
-        if args.num_classes is None:
-            args.num_classes = trained.get('num_classes')
-        if args.model is None:
-            raise UserError('--model: not given, and no --checkpoint of a training run that names it')
     device = setup_device(args)
-
-    model = build_model(
-        args,
-        pretrained=args.pretrained,
-        num_classes=args.num_classes,
-        in_chans=input_channels(args),
-        global_pool=args.gp,
-    )
-    args.num_classes = model.num_classes
-    if checkpoint:
-        load_weights(model, checkpoint, f'--checkpoint {args.checkpoint}', use_ema=args.use_ema)
+    model = load_model(args)
     param_count = sum(p.numel() for p in model.parameters())
     if args.reparam:
         model = utils.reparameterize_model(model)
-    with blame('model input'):
-        data_config = resolve_data_config(
-            vars(args), model=model, use_test_size=not args.use_train_size, verbose=utils.is_primary(args))
-    model.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32'))
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-
-    loader = create_eval_loader(
-        args,
-        data_config,
-        device,
-        args.split,
-        args.batch_size,
-        num_samples=args.num_samples,
-        crop_mode=data_config['crop_mode'],
-        crop_border_pixels=args.crop_border_pixels,
-    )
+    data_config = place_model(args, model, device)
+    loader = create_validation_loader(args, data_config, device)
     if args.torchcompile:
         with blame(f'--torchcompile {args.torchcompile}'):
             model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)

@@ -8,10 +8,11 @@ from timm_rla.layers import (
     Context,
     LayerAttention,
     LSTMState,
-    LSTMWeights,
+    lstm_gates,
     lstm_step,
+    lstm_weights,
     resample_context,
-    scale_layer,
+    scale_and_add,
 )
 
 B, M, N = 3, 5, 7
@@ -26,8 +27,9 @@ def lstm_cell(context_dim=N, hidden_dim=M):
     return nn.LSTMCell(context_dim, hidden_dim, dtype=torch.float64)
 
 
-def weights_of(cell):
-    return LSTMWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+def step(cell, context, state):
+    weights = lstm_weights(cell)
+    return lstm_step(lstm_gates(context, weights), state, weights)
 
 
 def assert_close(actual, expected, tol=1e-12):
@@ -63,9 +65,9 @@ def test_resample_context_gradient(channels, context_dim):
 def test_lstm_step_equals_lstm_cell():
     cell = lstm_cell()
     state = expected = LSTMState(randn(B, M, seed=2), randn(B, M, seed=3))
-    for step in range(4):
-        context = randn(B, N, seed=10 + step)
-        state, expected = lstm_step(context, state, weights_of(cell)), cell(context, expected)
+    for seed in range(10, 14):
+        context = randn(B, N, seed=seed)
+        state, expected = step(cell, context, state), cell(context, expected)
         assert_close(state.h, expected[0])
         assert_close(state.c, expected[1])
 
@@ -73,8 +75,8 @@ def test_lstm_step_equals_lstm_cell():
 def test_lstm_step_without_state_starts_from_zeros():
     cell, context = lstm_cell(), 10 * randn(B, N)
     zeros = torch.zeros(B, M, dtype=torch.float64)
-    state = lstm_step(context, None, weights_of(cell))
-    for expected in (lstm_step(context, LSTMState(zeros, zeros), weights_of(cell)), cell(context, (zeros, zeros))):
+    state = step(cell, context, None)
+    for expected in (step(cell, context, LSTMState(zeros, zeros)), cell(context, (zeros, zeros))):
         assert_close(state.h, expected[0])
         assert_close(state.c, expected[1])
     assert state.h.abs().max() < 1
@@ -88,19 +90,19 @@ def test_lstm_step_gradients_equal_lstm_cell():
     def gradients(h, c):
         return torch.autograd.grad((h * randn(B, M, seed=4) + c * randn(B, M, seed=5)).sum(), inputs)
 
-    actual, expected = gradients(*lstm_step(context, state, weights_of(cell))), gradients(*cell(context, state))
+    actual, expected = gradients(*step(cell, context, state)), gradients(*cell(context, state))
     for a, e in zip(actual, expected, strict=True):
         assert_close(a, e)
 
 
 @pytest.mark.parametrize('out_dim', [1, 4])
-def test_scale_layer(out_dim):
-    x, attention = randn(B, 4, 2, 3), randn(B, out_dim, seed=1)
-    y = scale_layer(x, attention)
+def test_scale_and_add(out_dim):
+    x, attention, shortcut = randn(B, 4, 2, 3), randn(B, out_dim, seed=1), randn(B, 4, 2, 3, seed=2)
+    y = scale_and_add(x, attention, shortcut)
     assert y.shape == x.shape
     for b in range(B):
         for c in range(4):
-            assert torch.equal(y[b, c], x[b, c] * attention[b, c if out_dim > 1 else 0])
+            assert_close(y[b, c], shortcut[b, c] + x[b, c] * attention[b, c if out_dim > 1 else 0], tol=1e-15)
 
 
 @pytest.mark.parametrize('channels, context_dim', [(32, 32), (32, 8), (32, 64), (32, 20), (20, 32), (8, 8)])
@@ -121,14 +123,15 @@ def test_context(context, channels, context_dim):
     else:
         assert not list(module.parameters())
 
-    y = module(x)
+    y = module(module.pool(x))
     assert y.shape == (B, context_dim)
     assert_close(y, resample(pooled, context_dim))
 
 
 def test_context_defaults_to_gap():
     x = randn(B, 8, 3, 3)
-    assert_close(Context(8, 8)(x), x.mean((2, 3)))
+    context = Context(8, 8)
+    assert_close(context(context.pool(x)), x.mean((2, 3)))
 
 
 @pytest.mark.parametrize('hidden_dim, reduction, out_dim', [(8, 1, 1), (8, 4, 1), (8, 8, 1), (32, 16, 10)])

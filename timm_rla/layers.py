@@ -10,8 +10,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import Mlp
 
+from .shared import share_weight, shared_linear
+
 __all__ = [
-    'CONTEXTS', 'Context', 'LSTMState', 'LSTMWeights', 'LayerAttention', 'lstm_step', 'resample_context', 'scale_layer',
+    'CONTEXTS', 'Context', 'LSTMState', 'LSTMWeights', 'LayerAttention', 'lstm_gates', 'lstm_step',
+    'lstm_weights', 'resample_context', 'scale_and_add',
 ]
 
 
@@ -40,8 +43,7 @@ class LSTMWeights(NamedTuple):
     """The weights of the one LSTM cell that all blocks share, in the layout of torch.nn.LSTMCell (gates i, f, g, o)."""
     weight_ih: torch.Tensor  # [4M, N]
     weight_hh: torch.Tensor  # [4M, M]
-    bias_ih: torch.Tensor  # [4M]
-    bias_hh: torch.Tensor  # [4M]
+    bias: torch.Tensor  # [4M], the sum of the cell's two
 
 
 def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.Tensor:
@@ -59,20 +61,32 @@ def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.
     return F.adaptive_avg_pool1d(x, context_dim)
 
 
-def lstm_step(context: torch.Tensor, state: Optional[LSTMState], weights: LSTMWeights) -> LSTMState:
+def lstm_weights(cell: nn.LSTMCell) -> LSTMWeights:
+    """The weights of a cell for the steps of one forward pass."""
+    weight_ih, weight_hh = cell.weight_ih, cell.weight_hh
+    if not torch.jit.is_scripting():
+        weight_ih, weight_hh = share_weight(weight_ih), share_weight(weight_hh)
+    return LSTMWeights(weight_ih, weight_hh, cell.bias_ih + cell.bias_hh)
+
+
+def lstm_gates(context: torch.Tensor, weights: LSTMWeights) -> torch.Tensor:
+    """What a context adds to the gates of the cell: S_l [B, N] -> [B, 4M]"""
+    return shared_linear(context, weights.weight_ih) + weights.bias
+
+
+def lstm_step(gates: torch.Tensor, state: Optional[LSTMState], weights: LSTMWeights) -> LSTMState:
     """One step of the shared LSTM cell (eq. 3).
 
     Args:
-        context: S_l [B, N].
+        gates: What the context adds to the gates [B, 4M], by `lstm_gates`.
         state: h_{l-1}, c_{l-1}, each [B, M]; None in front of the first block, where both are zero.
         weights: Weights of the cell.
 
     Returns:
         h_l, c_l, each [B, M]; h_l lies in (-1, 1).
     """
-    gates = F.linear(context, weights.weight_ih, weights.bias_ih + weights.bias_hh)  # [B, 4M]
     if state is not None:
-        gates = gates + F.linear(state.h, weights.weight_hh)
+        gates = gates + shared_linear(state.h, weights.weight_hh)
     # [B, M] each; not chunk(), whose backward in TorchScript forgets a gate that is not used
     i, f, g, o = gates.unflatten(1, (4, -1)).unbind(1)
     c = i.sigmoid() * g.tanh()
@@ -81,13 +95,13 @@ def lstm_step(context: torch.Tensor, state: Optional[LSTMState], weights: LSTMWe
     return LSTMState(o.sigmoid() * c.tanh(), c)
 
 
-def scale_layer(x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-    """Scale a feature volume [B, C, H, W] by its layer attention, [B, 1] or [B, C] (eq. 5)."""
-    return x * attention[:, :, None, None]
+def scale_and_add(x: torch.Tensor, attention: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+    """Scale a feature volume [B, C, H, W] by its layer attention, [B, 1] or [B, C], and add the shortcut (eq. 5)."""
+    return torch.addcmul(shortcut, x, attention[:, :, None, None])
 
 
 class Context(nn.Module):
-    """Summary S_l of a feature volume (eq. 2): [B, C, H, W] -> [B, N].
+    """Summary S_l of a feature volume (eq. 2): `pool` it, [B, C, H, W] -> [B, C], and this makes [B, N] of that.
 
     Args:
         channels: C.
@@ -116,12 +130,15 @@ class Context(nn.Module):
             dtype=dtype,
         ) if spec.mlp else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W] -> [B, N]"""
-        x = x.amax((2, 3)) if self.max_pool else x.mean((2, 3))  # [B, C]
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C]"""
+        return x.amax((2, 3)) if self.max_pool else x.mean((2, 3))
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[B, C] -> [B, N]"""
         if self.mlp is not None:
-            x = self.mlp(x)
-        return resample_context(x, self.channels, self.context_dim)
+            pooled = self.mlp(pooled)
+        return resample_context(pooled, self.channels, self.context_dim)
 
 
 class LayerAttention(nn.Module):

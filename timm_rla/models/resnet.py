@@ -22,10 +22,11 @@ from timm.models import (
 )
 from timm.models.resnet import BasicBlock, ResNet
 
+from .blocks import RLABasicBlock, RLABottleneck
 from .cifar import CifarResNet, RLACifarResNet
 from .download import fetch_weights
 from .features import StageFeatures
-from .rla import RecurrentLayerAttention, RLABasicBlock, RLABottleneck, RLAResNet
+from .rla import RecurrentLayerAttention, RLAResNet
 from .warm_start import checkpoint_filter_fn
 
 __all__ = []  # register_model adds each entry point

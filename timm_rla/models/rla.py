@@ -5,12 +5,8 @@ https://openreview.net/forum?id=Bke5aJBKvH
 
 Beside the residual network runs one LSTM cell that all blocks share. Each block summarises the output of its last norm
 layer, lets the cell take a step and scales its residual branch by what the block's own head infers from the hidden
-state. The blocks, stages and the network change timm's in these points alone:
-
-* a block is called as `block(x, state, weights)` and returns `(x, state)`, and so is a stage: the state of the LSTM
-  travels in arguments, nothing of a forward pass stays on a module;
-* the parameters that come on top are `lstm.*` and, in each block, `attention.*` and `context.*`; all others keep the
-  names that they have in timm.
+state (blocks.py). The parameters that come on top are `lstm.*` and, in each block, `attention.*` and `context.*`; all
+others keep the names that they have in timm.
 """
 from collections import Counter
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
@@ -18,13 +14,13 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 import torch
 import torch.nn as nn
 from timm.layers import LayerType
-from timm.models import checkpoint
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnet import ResNet
 
 from .._timm import feature_take_indices
-from ..layers import Context, LayerAttention, LSTMState, LSTMWeights, lstm_step, scale_layer
+from ..layers import LSTMState, LSTMWeights, lstm_weights
+from .blocks import RecurrentBlock, RecurrentStage
 
-__all__ = ['RLABasicBlock', 'RLABottleneck', 'RLAResNet', 'RecurrentLayerAttention', 'default_context_dim']
+__all__ = ['RLAResNet', 'RecurrentLayerAttention', 'default_context_dim']
 
 STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
 
@@ -38,129 +34,6 @@ def default_context_dim(widths: Sequence[int]) -> int:
     counts = Counter(widths)
     frequent = sorted(width for width, count in counts.items() if count == max(counts.values()))
     return frequent[len(frequent) // 2]
-
-
-class RecurrentBlock(nn.Module):
-    """What a residual block of timm gains: a context, a layer attention and a state that passes through it."""
-
-    def __init__(
-            self,
-            inplanes: int,
-            planes: int,
-            *args,
-            context: str = 'gap',
-            context_dim: int = 1024,
-            hidden_dim: int = 512,
-            reduction: int = 16,
-            vector: bool = False,
-            device=None,
-            dtype=None,
-            **kwargs,
-    ):
-        dd = dict(device=device, dtype=dtype)
-        super().__init__(inplanes, planes, *args, **kwargs, **dd)
-        channels = planes * self.expansion
-        self.context = Context(channels, context_dim, context, **dd)
-        self.attention = LayerAttention(hidden_dim, reduction, channels if vector else 1, **dd)
-
-    def attend(
-            self,
-            x: torch.Tensor,
-            shortcut: torch.Tensor,
-            state: Optional[LSTMState],
-            weights: LSTMWeights,
-    ) -> Tuple[torch.Tensor, LSTMState]:
-        """Scale the residual branch A_l and add the shortcut: [B, C, H, W] -> [B, C, H, W] (eq. 2 to 6)."""
-        state = lstm_step(self.context(x), state, weights)  # from A_l itself, before any intra-layer attention
-        attention = self.attention(state.h)  # [B, 1] or [B, C]
-
-        if self.se is not None:
-            x = self.se(x)
-        x = scale_layer(x, attention)
-        if self.drop_path is not None:
-            x = self.drop_path(x)
-
-        if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
-        x += shortcut
-        return x, state
-
-
-class RLABasicBlock(RecurrentBlock, BasicBlock):
-    """timm's BasicBlock with layer attention."""
-
-    def forward(
-            self,
-            x: torch.Tensor,
-            state: Optional[LSTMState],
-            weights: LSTMWeights,
-    ) -> Tuple[torch.Tensor, LSTMState]:
-        """[B, C_in, H, W], state of the previous block (None for the first) -> [B, C, H', W'], state of this block"""
-        shortcut = x
-
-        x = self.conv1(x)
-        x = self.bn1(x)
-        x = self.drop_block(x)
-        x = self.act1(x)
-        x = self.aa(x)
-
-        x = self.conv2(x)
-        x = self.bn2(x)
-
-        x, state = self.attend(x, shortcut, state, weights)
-        return self.act2(x), state
-
-
-class RLABottleneck(RecurrentBlock, Bottleneck):
-    """timm's Bottleneck with layer attention."""
-
-    def forward(
-            self,
-            x: torch.Tensor,
-            state: Optional[LSTMState],
-            weights: LSTMWeights,
-    ) -> Tuple[torch.Tensor, LSTMState]:
-        """[B, C_in, H, W], state of the previous block (None for the first) -> [B, C, H', W'], state of this block"""
-        shortcut = x
-
-        x = self.conv1(x)
-        x = self.bn1(x)
-        x = self.act1(x)
-
-        x = self.conv2(x)
-        x = self.bn2(x)
-        x = self.drop_block(x)
-        x = self.act2(x)
-        x = self.aa(x)
-
-        x = self.conv3(x)
-        x = self.bn3(x)
-
-        x, state = self.attend(x, shortcut, state, weights)
-        return self.act3(x), state
-
-
-class RecurrentStage(nn.Sequential):
-    """A stage of recurrent blocks. Without blocks, as pruning leaves it, it passes everything on."""
-
-    def __init__(self, *blocks):
-        super().__init__(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(
-            self,
-            x: torch.Tensor,
-            state: Optional[LSTMState],
-            weights: Optional[LSTMWeights],
-    ) -> Tuple[torch.Tensor, Optional[LSTMState]]:
-        """[B, C_in, H, W], state -> [B, C, H', W'], state of the last block"""
-        for block in self:
-            assert weights is not None
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, state = checkpoint(block, x, state, weights)
-            else:
-                x, state = block(x, state, weights)
-        return x, state
 
 
 class RecurrentLayerAttention(nn.Module):
@@ -312,7 +185,7 @@ class RecurrentLayerAttention(nn.Module):
         """Weights of the shared cell, to be passed to stages and blocks; None if there are no blocks."""
         if self.lstm is None:
             return None
-        return LSTMWeights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih, self.lstm.bias_hh)
+        return lstm_weights(self.lstm)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""

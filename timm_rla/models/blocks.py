@@ -1,0 +1,242 @@
+"""Residual blocks and stages with layer attention.
+
+They change timm's in two points. A block is called as `block(x, state, weights)` and returns `(x, state)`, and so is a
+stage: the state of the LSTM travels in arguments, nothing of a forward pass stays on a module. And what comes behind
+the last convolution is one method, `RecurrentBlock.attend`, which has two forms with the same result: the general one,
+for every option of timm and for whoever hooks the layers, and one for training that costs no memory pass (fused.py).
+"""
+from typing import Optional, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import SEModule
+from timm.models import checkpoint
+from timm.models.resnet import BasicBlock, Bottleneck
+
+from .._torch import is_hooked
+from ..fused import FusedNorm, fused_norm
+from ..layers import Context, LayerAttention, LSTMState, LSTMWeights, lstm_gates, lstm_step, scale_and_add
+
+__all__ = ['RLABasicBlock', 'RLABottleneck', 'RecurrentBlock', 'RecurrentStage']
+
+
+def _excitation(se: SEModule, pooled: torch.Tensor) -> torch.Tensor:
+    """What an SE module multiplies each channel with, from the pooled features: [B, C] -> [B, C]"""
+    x = se.act(se.bn(se.fc1(pooled[:, :, None, None])))
+    return se.gate(se.fc2(x)).flatten(1)
+
+
+class RecurrentBlock(nn.Module):
+    """What a residual block of timm gains: a context, a layer attention and a state that passes through it."""
+
+    def __init__(
+            self,
+            inplanes: int,
+            planes: int,
+            *args,
+            context: str = 'gap',
+            context_dim: int = 1024,
+            hidden_dim: int = 512,
+            reduction: int = 16,
+            vector: bool = False,
+            device=None,
+            dtype=None,
+            **kwargs,
+    ):
+        dd = dict(device=device, dtype=dtype)
+        super().__init__(inplanes, planes, *args, **kwargs, **dd)
+        channels = planes * self.expansion
+        self.context = Context(channels, context_dim, context, **dd)
+        self.attention = LayerAttention(hidden_dim, reduction, channels if vector else 1, **dd)
+        self.gates: Optional[nn.Linear] = None  # folding puts pooled features -> LSTM gates here
+
+    def recur(
+            self,
+            pooled: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, LSTMState]:
+        """Pooled features [B, C] -> layer attention [B, 1] or [B, C], state (eq. 2 to 4)"""
+        gates = lstm_gates(self.context(pooled), weights) if self.gates is None else self.gates(pooled)
+        state = lstm_step(gates, state, weights)
+        return self.attention(state.h), state
+
+    def attend(
+            self,
+            x: torch.Tensor,
+            z: torch.Tensor,
+            shortcut: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, LSTMState]:
+        """Norm, layer attention, shortcut and activation (eq. 2 to 6), in the general form.
+
+        Args:
+            x: Input of the last convolution [B, C', H, W].
+            z: Its output [B, C, H, W].
+            shortcut: Input of the block.
+            state: State of the previous block, None for the first.
+            weights: Weights of the LSTM.
+
+        Returns:
+            Output of the block [B, C, H, W], its state.
+        """
+        if not torch.jit.is_scripting():
+            norm = self.fused_norm(z)
+            if norm is not None:
+                return self.attend_fused(norm, shortcut, state, weights)
+        features = self.last_norm(z)
+        # from the output of the norm itself, before any intra-layer attention
+        pooled = self.context.pool(features) if torch.jit.is_scripting() else self.pool(x, features)
+        attention, state = self.recur(pooled, state, weights)
+
+        if self.se is not None:
+            features = self.se(features)
+        if self.drop_path is not None:
+            attention = self.drop_path(attention)  # which drops the branch and writes less
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return self.last_act(scale_and_add(features, attention, shortcut)), state
+
+    def attend_fused(
+            self,
+            norm: FusedNorm,
+            shortcut: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, LSTMState]:
+        """The same as `attend`, in training, with a norm that is not carried out but part of the last pass."""
+        gate, state = self.recur(norm.max_pooled() if self.context.max_pool else norm.pooled, state, weights)
+        if self.se is not None:
+            gate = gate * _excitation(self.se, norm.pooled)
+        if self.drop_path is not None:
+            gate = self.drop_path(gate)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return norm.gate_and_add(gate, shortcut), state
+
+    def fused_norm(self, z: torch.Tensor) -> Optional[FusedNorm]:
+        """The last norm taken apart, if a block like this one has a fused form and nobody looks at what it hides."""
+        _, norm, act = self.last_layers()
+        plain = (
+            type(act) is nn.ReLU
+            and (self.se is None or (type(self.se) is SEModule and not self.se.add_maxpool))
+            and not any(is_hooked(module) for module in (norm, act, self.se) if module is not None)
+        )
+        return fused_norm(z, norm) if plain else None
+
+    def pool(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Pooled features [B, C], in evaluation from the smaller input of a last 1 x 1 convolution where there is one.
+
+        Average pooling, convolution and norm are linear then, so that pooling may come first. A folded block takes
+        the pooled input itself, [B, C'].
+        """
+        conv, norm, _ = self.last_layers()
+        if self.gates is not None:
+            return self.context.pool(x if self.gates.in_features == conv.in_channels else features)
+        if (
+            self.context.max_pool
+            or type(conv) is not nn.Conv2d
+            or type(conv.weight) not in (nn.Parameter, torch.Tensor)
+            or conv.kernel_size != (1, 1)
+            or conv.groups != 1
+            or conv.stride != (1, 1)
+            or type(norm) is not nn.BatchNorm2d
+            or norm.training
+            or norm.running_mean is None
+            or is_hooked(conv)
+            or is_hooked(norm)
+        ):
+            return self.context.pool(features)
+        pooled = F.linear(self.context.pool(x), conv.weight.flatten(1), conv.bias)
+        return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+class RLABasicBlock(RecurrentBlock, BasicBlock):
+    """timm's BasicBlock with layer attention."""
+
+    def last_layers(self) -> Tuple[nn.Module, nn.Module, nn.Module]:
+        """Last convolution, last norm and last activation."""
+        return self.conv2, self.bn2, self.act2
+
+    def last_norm(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn2(x)
+
+    def last_act(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act2(x)
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, LSTMState]:
+        """[B, C_in, H, W], state of the previous block (None for the first) -> [B, C, H', W'], state of this block"""
+        shortcut = x
+
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.drop_block(x)
+        x = self.act1(x)
+        x = self.aa(x)
+
+        return self.attend(x, self.conv2(x), shortcut, state, weights)
+
+
+class RLABottleneck(RecurrentBlock, Bottleneck):
+    """timm's Bottleneck with layer attention."""
+
+    def last_layers(self) -> Tuple[nn.Module, nn.Module, nn.Module]:
+        """Last convolution, last norm and last activation."""
+        return self.conv3, self.bn3, self.act3
+
+    def last_norm(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn3(x)
+
+    def last_act(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act3(x)
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: LSTMWeights,
+    ) -> Tuple[torch.Tensor, LSTMState]:
+        """[B, C_in, H, W], state of the previous block (None for the first) -> [B, C, H', W'], state of this block"""
+        shortcut = x
+
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.act1(x)
+
+        x = self.conv2(x)
+        x = self.bn2(x)
+        x = self.drop_block(x)
+        x = self.act2(x)
+        x = self.aa(x)
+
+        return self.attend(x, self.conv3(x), shortcut, state, weights)
+
+
+class RecurrentStage(nn.Sequential):
+    """A stage of recurrent blocks. Without blocks, as pruning leaves it, it passes everything on."""
+
+    def __init__(self, *blocks):
+        super().__init__(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            state: Optional[LSTMState],
+            weights: Optional[LSTMWeights],
+    ) -> Tuple[torch.Tensor, Optional[LSTMState]]:
+        """[B, C_in, H, W], state -> [B, C, H', W'], state of the last block"""
+        for block in self:
+            assert weights is not None
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x, state = checkpoint(block, x, state, weights)
+            else:
+                x, state = block(x, state, weights)
+        return x, state

@@ -1,0 +1,69 @@
+"""Linear maps whose weight all blocks share, with the weight's gradient as one product.
+
+Each of L steps adds its G_l^T X_l to the gradient of the weight: L products of rank B that each write a matrix as large
+as the weight, and L - 1 sums of these. Here the steps only leave X_l and G_l, and sum_l G_l^T X_l is one product over
+the stacked rows when the backward pass is through with all of them. In eager mode, that is; otherwise a plain
+linear map.
+"""
+import torch
+import torch.nn.functional as F
+
+from ._torch import graph_task, in_plain_eager_mode
+
+__all__ = ['share_weight', 'shared_linear']
+
+
+class _ShareWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight):
+        ctx.set_materialize_grads(False)
+        ctx.steps = {}  # by backward pass, as one through a part of the graph may never get here
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        steps, ctx.steps = ctx.steps.get(graph_task()), {}
+        if steps is None:
+            return grad
+        inputs, grads = zip(*steps)
+        product = torch.cat(grads).t() @ torch.cat(inputs)
+        return product if grad is None else product + grad
+
+
+class _SharedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.share = weight.grad_fn
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        if torch.is_grad_enabled():  # create_graph=True
+            return grad_x, grad.t() @ x
+        ctx.share.steps.setdefault(graph_task(), []).append((x, grad))
+        return grad_x, None
+
+
+def share_weight(weight: torch.Tensor) -> torch.Tensor:
+    """The weight of a linear map [D_out, D_in] for use by `shared_linear` in several steps; under autocast, cast once.
+
+    To be called in each forward pass, as its result is part of that pass.
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad and in_plain_eager_mode(weight)):
+        return weight
+    device = weight.device.type
+    if torch.is_autocast_enabled(device):
+        weight = weight.to(torch.get_autocast_dtype(device))
+    return _ShareWeight.apply(weight)
+
+
+def shared_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Linear map without bias: [B, D_in], [D_out, D_in] -> [B, D_out]"""
+    if torch.jit.is_scripting():
+        return F.linear(x, weight)
+    if torch.compiler.is_compiling() or not isinstance(weight.grad_fn, _ShareWeight._backward_cls):
+        return F.linear(x, weight)
+    return _SharedLinear.apply(x.to(weight.dtype), weight)

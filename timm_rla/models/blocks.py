@@ -49,7 +49,8 @@ class RecurrentBlock(nn.Module):
         channels = planes * self.expansion
         self.context = Context(channels, context_dim, context, **dd)
         self.attention = LayerAttention(hidden_dim, reduction, channels if vector else 1, **dd)
-        self.gates: Optional[nn.Linear] = None  # folding puts pooled features -> LSTM gates here
+        self.gates: Optional[nn.Linear] = None  # pooled features -> LSTM gates, once the network is folded
+        self.pools_first = False  # whether these are pooled before the last convolution
 
     def recur(
             self,
@@ -88,7 +89,12 @@ class RecurrentBlock(nn.Module):
                 return self.attend_fused(norm, shortcut, state, weights)
         features = self.last_norm(z)
         # from the output of the norm itself, before any intra-layer attention
-        pooled = self.context.pool(features) if torch.jit.is_scripting() else self.pool(x, features)
+        if self.gates is not None:
+            pooled = self.context.pool(x if self.pools_first else features)
+        elif torch.jit.is_scripting():
+            pooled = self.context.pool(features)
+        else:
+            pooled = self.pool(x, features)
         attention, state = self.recur(pooled, state, weights)
 
         if self.se is not None:
@@ -129,12 +135,9 @@ class RecurrentBlock(nn.Module):
     def pool(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Pooled features [B, C], in evaluation from the smaller input of a last 1 x 1 convolution where there is one.
 
-        Average pooling, convolution and norm are linear then, so that pooling may come first. A folded block takes
-        the pooled input itself, [B, C'].
+        Average pooling, convolution and norm are linear then, so that pooling may come first.
         """
         conv, norm, _ = self.last_layers()
-        if self.gates is not None:
-            return self.context.pool(x if self.gates.in_features == conv.in_channels else features)
         if (
             self.context.max_pool
             or type(conv) is not nn.Conv2d

@@ -19,6 +19,7 @@ from timm.models.resnet import ResNet
 from .._timm import feature_take_indices
 from ..layers import LSTMState, LSTMWeights, lstm_weights
 from .blocks import RecurrentBlock, RecurrentStage
+from .fold import Folder, fold_gates, fold_norms
 
 __all__ = ['RLAResNet', 'RecurrentLayerAttention', 'default_context_dim']
 
@@ -87,6 +88,8 @@ class RecurrentLayerAttention(nn.Module):
         dd = dict(device=device, dtype=dtype)
         super().__init__(block, layers, channels=channels, block_args=block_args, **kwargs, **dd)
         self.lstm = nn.LSTMCell(context_dim, hidden_dim, **dd)
+        self.lstm.reparameterize = Folder(self)
+        self.folded = False
         self.fc = self._modules.pop('fc')  # last again: timm tells the classifier's parameters by their order
         self._make_recurrent()
 
@@ -180,6 +183,31 @@ class RecurrentLayerAttention(nn.Module):
         if not any(len(getattr(self, name)) for name in STAGES):
             self.lstm = None  # nothing but the stem is left
         return take_indices
+
+    @torch.jit.ignore
+    def fold(self) -> None:
+        """Multiply out what is constant in evaluation (fold.py); timm's `reparameterize_model` calls this."""
+        if not self.folded:
+            self.eval()
+            with torch.no_grad():
+                fold_norms(self)
+                for name in STAGES:
+                    for block in getattr(self, name):
+                        fold_gates(block, self.lstm)
+            self.folded = True
+
+    @torch.jit.ignore
+    def train(self, mode: bool = True) -> 'RecurrentLayerAttention':
+        """Set the mode.
+
+        Raises:
+            RuntimeError: Training mode of a folded network.
+        """
+        if mode and self.folded:
+            raise RuntimeError(
+                'this network is folded for inference (reparameterize_model): its norms are part of its convolutions '
+                'and its LSTM of constant matrices, so it cannot be trained; train the network it was made from')
+        return super().train(mode)
 
     def lstm_weights(self) -> Optional[LSTMWeights]:
         """Weights of the shared cell, to be passed to stages and blocks; None if there are no blocks."""

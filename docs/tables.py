@@ -12,6 +12,8 @@ import timm
 import torch
 
 import timm_rla  # noqa: F401, registers the models
+from timm_rla.benchmark.results import find, read
+from timm_rla.benchmark.suites import SCALING, SUITES, Point, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = {  # prefix of the names: that of the network without layer attention
@@ -73,10 +75,82 @@ def quickstart() -> List[str]:
     ]
 
 
+def _measured() -> List[Dict[str, str]]:
+    return [row for path in sorted((ROOT / 'results').glob('benchmark-*.csv')) for row in read(path)]
+
+
+def _machines(rows: List[Dict[str, str]]) -> List[str]:
+    machines = sorted({
+        f'{row["hardware"]} ({row["date"]}, torch {row["torch"].split("+")[0]}, timm {row["timm"]})' for row in rows
+    })
+    return ['', f'Measured on {"; ".join(machines)}.'] if machines else []
+
+
+def _title(setting: Setting) -> str:
+    device = 'CPU' if setting.device == 'cpu' else 'GPU'
+    how = 'compiled' if setting.torchcompile else 'eager'
+    mode = {'train': 'training', 'infer': 'inference'}[setting.mode]
+    return f'{device}, {how}, {mode}, batch {setting.batch_size}, {setting.img_size} px'
+
+
+def _ratio(row: Dict[str, str]) -> str:
+    return '{ratio:.3f} ({ratio_lower:.3f} to {ratio_upper:.3f})'.format_map(
+        {key: float(row[key]) for key in ('ratio', 'ratio_lower', 'ratio_upper')}) if row else ''
+
+
+def benchmark() -> List[str]:
+    """The suites `gpu` and `cpu`: one row for each setting and depth, one for all depths that are not measured."""
+    measured, used = _measured(), []
+    lines = ['| | network | SE | RLA | RLA, folded | memory, SE | RLA |', '|---|---|---|---|---|---|---|']
+    settings = SUITES['gpu'] + SUITES['cpu']
+    for title in dict.fromkeys(map(_title, settings)):
+        label, missing = title, []
+        for setting in settings:
+            if _title(setting) != title:
+                continue
+            plain, se, rla, *folded = setting.models
+            rows = find(measured, setting)
+            if se not in rows or rla not in rows:
+                missing.append(f'`{plain}`')
+                continue
+            used += rows.values()
+            cells = [
+                label, f'`{plain}`', *(_ratio(rows.get(name, {})) for name in (se, rla, *(folded or ['']))),
+                *(f'{float(rows[name]["memory_ratio"]):.3f}' for name in (se, rla)),
+            ]
+            lines.append(f'| {" | ".join(cells)} |')
+            label = ''
+        if missing:
+            lines.append(f'| {label} | {", ".join(missing)} | not measured | | | | |')
+    return lines + _machines(used)
+
+
+def _scaling_cell(points: List[Point], measured: List[Dict[str, str]]) -> str:
+    cells = []
+    for value, setting, model in points:
+        row = find(measured, setting).get(model)
+        cells.append(f'{value}: {100 / float(row["ratio"]) - 100:.1f} %' if row else f'{value}: not measured')
+    return ', '.join(cells) if any(cell.endswith('%') for cell in cells) else 'not measured'
+
+
+def scaling() -> List[str]:
+    """The suites `scaling-*`: time that layer attention adds to a training step."""
+    measured = _measured()
+    axes = list(next(iter(SCALING.values())))
+    lines = [f'| | {" | ".join(axes)} |', '|---' * (len(axes) + 1) + '|']
+    for points in SCALING.values():
+        setting = points['M'][0].setting
+        cells = [_title(setting), *(_scaling_cell(points[axis], measured) for axis in axes)]
+        lines.append(f'| {" | ".join(cells)} |')
+    return lines
+
+
 SECTIONS: Dict[str, Callable[[], List[str]]] = {
     'quickstart': quickstart,
     'models': models,
     'cifar models': cifar_models,
+    'benchmark': benchmark,
+    'scaling': scaling,
 }
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     'train': Command('timm_rla.train.run', "train a model, with the options of timm's train.py"),
     'validate': Command('timm_rla.train.validate', "evaluate a model, with the options of timm's validate.py"),
     'curves': Command('timm_rla.curves', 'plot loss and error of runs'),
+    'benchmark': Command('timm_rla.benchmark.command', 'measure speed and memory of models beside each other'),
     'export': Command('timm_rla.hub.export', 'write a checkpoint as a folder that timm and transformers load'),
     'push': Command('timm_rla.hub.push', 'publish a checkpoint on the Hugging Face Hub'),
     'quickstart': Command('timm_rla.quickstart', 'train a small network on handwritten digits'),

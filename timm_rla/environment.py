@@ -19,8 +19,8 @@ def _processor() -> str:
 
 
 def describe_environment(device: str = 'cpu') -> Dict[str, str]:
-    """Date, hardware and versions of a measurement on a device, 'cpu' or 'cuda'."""
-    hardware = torch.cuda.get_device_name() if device.startswith('cuda') else \
+    """Date, hardware and versions of a measurement on a device, 'cpu', 'cuda' or 'cuda:N'."""
+    hardware = torch.cuda.get_device_name(device) if device.startswith('cuda') else \
         f'{_processor()}, {torch.get_num_threads()} threads'
     return dict(
         date=date.today().isoformat(),

@@ -1,0 +1,1 @@
+"""What networks cost beside each other: images per second and memory, as ratios within one run."""

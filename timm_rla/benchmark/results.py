@@ -1,0 +1,108 @@
+"""The table of results: CSV in the columns of timm's results/benchmark-*.csv and some more, and the same to read."""
+import csv
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from ..errors import UserError, blame
+from .suites import Setting
+
+__all__ = ['COLUMNS', 'check_output', 'find', 'format_rows', 'read', 'update']
+
+COLUMNS = (
+    'model',
+    # of the one mode or the other: images per second and ms per step, medians over rounds, and timm's other columns
+    'infer_samples_per_sec', 'infer_step_time', 'infer_batch_size', 'infer_img_size', 'infer_gmacs', 'infer_macts',
+    'train_samples_per_sec', 'train_step_time', 'train_batch_size', 'train_img_size',
+    'param_count',
+    # images per second in relation to the baseline's: median and quartiles over rounds
+    'mode', 'baseline', 'ratio', 'ratio_lower', 'ratio_upper', 'rounds',
+    # of one step, with parameters, gradients and state of the optimizer
+    'peak_memory_mib', 'memory_ratio',
+    'precision', 'layout', 'torchcompile', 'torchcompile_mode', 'device', 'threads',
+    'date', 'hardware', 'python', 'torch', 'timm', 'timm_rla',
+)
+KEY = (  # a new row takes the place of one that agrees in these
+    'model', 'mode', 'infer_batch_size', 'infer_img_size', 'train_batch_size', 'train_img_size', 'baseline',
+    'precision', 'layout', 'torchcompile', 'torchcompile_mode', 'device', 'hardware',
+)
+
+Row = Dict[str, str]
+
+
+def read(path: Path) -> List[Row]:
+    """Rows of a table, none if there is no file.
+
+    Raises:
+        UserError: The file is no such table.
+    """
+    if not path.exists():
+        return []
+    with blame(f'--output {path}'), open(path, newline='') as f:
+        reader = csv.DictReader(f)
+        rows = list(reader)
+        if reader.fieldnames is None or set(reader.fieldnames) != set(COLUMNS):
+            raise UserError(f'--output {path}: there is a file of that name, with other columns than these results')
+    return rows
+
+
+def check_output(path: Path) -> None:
+    """Make sure, before anything is measured, that a table can be written there.
+
+    Raises:
+        UserError: It cannot.
+    """
+    read(path)
+    with blame(f'--output {path}', OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def update(path: Path, rows: Sequence[Dict[str, Any]]) -> None:
+    """Write rows into a table, in the place of earlier ones of the same model, setting and hardware.
+
+    The file is replaced as a whole: whoever reads it, or interrupts this, finds the old or the new one.
+    """
+    table = {tuple(row[column] for column in KEY): row for row in read(path)}
+    for row in rows:
+        text = {column: str(row.get(column, '')) for column in COLUMNS}
+        table[tuple(text[column] for column in KEY)] = text
+    temporary = path.with_name(f'{path.name}.{os.getpid()}')
+    with blame(f'--output {path}', OSError):
+        with open(temporary, 'w', newline='') as f:
+            writer = csv.DictWriter(f, fieldnames=COLUMNS)
+            writer.writeheader()
+            writer.writerows(table.values())
+        os.replace(temporary, path)
+
+
+def find(rows: Sequence[Row], setting: Setting) -> Dict[str, Row]:
+    """The latest row of each model of a setting, those not measured left out."""
+    found = [row for row in rows if row['model'] in setting.models
+             and all(row[column] == value for column, value in setting.columns().items())]
+    return {row['model']: row for row in sorted(found, key=lambda row: row['date'])}
+
+
+def format_rows(rows: Sequence[Dict[str, Any]]) -> str:
+    """Rows of one setting as lines to read."""
+    header = ('model', 'images/s', 'ratio', 'quartiles', 'memory', 'ratio', 'parameters')
+    lines = [header] + [
+        (
+            row['model'],
+            f'{row[row["mode"] + "_samples_per_sec"]:.1f}',
+            f'{row["ratio"]:.3f}',
+            f'{row["ratio_lower"]:.3f} to {row["ratio_upper"]:.3f}',
+            f'{row["peak_memory_mib"]:.0f} MiB',
+            f'{row["memory_ratio"]:.3f}',
+            f'{row["param_count"]:.2f} M',
+        ) + ((f'{row["infer_gmacs"]:.2f}',) if 'infer_gmacs' in row else ())
+        for row in rows
+    ]
+    if 'infer_gmacs' in rows[0]:
+        lines[0] += ('GMACs',)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return '\n'.join('  '.join(
+        cell.ljust(width) if index == 0 else cell.rjust(width)
+        for index, (cell, width) in enumerate(zip(line, widths))
+    ) for line in lines)

@@ -15,6 +15,8 @@ class Command(NamedTuple):
 COMMANDS = {
     'train': Command('timm_rla.train.run', "train a model, with the options of timm's train.py"),
     'validate': Command('timm_rla.train.validate', "evaluate a model, with the options of timm's validate.py"),
+    'attention': Command('timm_rla.analysis.attention_cli', 'plot the layer attention over a validation set'),
+    'gradcam': Command('timm_rla.analysis.gradcam_cli', 'plot what each block of a network looks at in images'),
     'curves': Command('timm_rla.curves', 'plot loss and error of runs'),
     'benchmark': Command('timm_rla.benchmark.command', 'measure speed and memory of models beside each other'),
     'export': Command('timm_rla.hub.export', 'write a checkpoint as a folder that timm and transformers load'),

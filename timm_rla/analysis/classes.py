@@ -1,0 +1,54 @@
+"""Names of the classes of a model: those of a dataset, or of ImageNet."""
+from typing import Any, Dict, List, Optional
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from ..errors import UserError, closest
+
+__all__ = ['class_names', 'find_class']
+
+
+def class_names(num_classes: int, dataset: Optional[Any] = None) -> List[str]:
+    """A name for each class, in short; its index as text where it has none.
+
+    Args:
+        num_classes: K.
+        dataset: Dataset of timm or torchvision with the classes of the model. Without one, models with as many classes
+            as ImageNet or one of its larger sets have its classes.
+    """
+    index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {}
+    by_index: Dict[int, str] = {i: str(name) for name, i in index.items()}
+    subset = infer_imagenet_subset(dict(num_classes=num_classes))
+    if subset is not None:
+        info = ImageNetInfo(subset)
+        synsets = info.label_names()
+        if not index or set(by_index.values()) <= set(synsets):  # folders of ImageNet are named by synset
+            return [info.label_name_to_description(by_index.get(i, synsets[i])) for i in range(num_classes)]
+    return [by_index.get(i, str(i)) for i in range(num_classes)]
+
+
+def find_class(text: str, names: List[str]) -> int:
+    """Index of the class that a user means: an index, a name, or one of several names, such as 'tench, Tinca tinca'.
+
+    Raises:
+        UserError: There is no such class, or more than one.
+    """
+    if text.lstrip('-').isdecimal():
+        if not 0 <= int(text) < len(names):
+            raise UserError(f'--class {text}: out of range, the model has classes 0 to {len(names) - 1}')
+        return int(text)
+    wanted = text.casefold()
+    synonyms = [[name.casefold(), *name.casefold().split(', ')] for name in names]
+    found = [i for i, known in enumerate(synonyms) if wanted in known]
+    if len(found) > 1:
+        raise UserError(f'--class {text}: several classes are named so, choose by index: {", ".join(map(str, found))}')
+    if not found:
+        hint = closest(wanted, {name for known in synonyms for name in known})
+        raise UserError(f'--class {text}: no such class; {hint} (or an index, 0 to {len(names) - 1})')
+    return found[0]
+
+
+def short_name(name: str, length: int = 24) -> str:
+    """The first of several names, cut to a length that a legend has room for."""
+    name = name.split(', ')[0]
+    return name if len(name) <= length else f'{name[:length - 1]}…'

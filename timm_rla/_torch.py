@@ -1,7 +1,7 @@
 """All that this package takes from torch's private parts, in one place."""
 import torch
 import torch.nn as nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as module_hooks
 
 __all__ = ['graph_task', 'in_plain_eager_mode', 'is_hooked']
 
@@ -24,7 +24,10 @@ def is_hooked(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or _has_any_global_hook()
+        or module_hooks._global_forward_hooks
+        or module_hooks._global_forward_pre_hooks
+        or module_hooks._global_backward_hooks
+        or module_hooks._global_backward_pre_hooks
     )
 
 

@@ -17,6 +17,7 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from timm.data import ImageNetInfo
 from timm.models import create_model
+from timm.utils import reparameterize_model
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_rla import cli
@@ -178,6 +179,29 @@ def test_features_only_models_have_attention():
     with record_attention(model) as attention:
         model(images())
     assert len(attention) == 3
+
+
+def test_attention_in_training_and_after_folding():
+    """The other forms of a block have their attention recorded alike."""
+    model = build('rla_resnet20_cifar', **TINY)
+    with record_attention(model) as expected:
+        model(images())
+    folded = reparameterize_model(model)
+    with record_attention(folded) as attention:
+        folded(images())
+    for block in expected:
+        torch.testing.assert_close(attention[block], expected[block], rtol=1e-5, atol=1e-6)
+
+    model.train()
+    x = images(batch=4)
+    with record_attention(model) as attention:
+        model(x)
+    hook = model.layer1[0].bn2.register_forward_hook(lambda *args: None)  # which needs the general form
+    with record_attention(model) as general:
+        model(x)
+    hook.remove()
+    for block in general:
+        torch.testing.assert_close(attention[block], general[block], rtol=1e-5, atol=1e-6)
 
 
 def test_normalized_attention():

@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn as nn
 from test_models import LAYOUTS, VARIANTS, images, tiny_model
-from timm.models import reparameterize_model
+from timm.utils import reparameterize_model
 
 from timm_rla.layers import CONTEXTS
 from timm_rla.models.blocks import RecurrentBlock

@@ -90,7 +90,10 @@ def test_both_forms_agree(layout, variant, context, taken):
 ], ids=str)
 @pytest.mark.parametrize('layout', ['basic', 'bottleneck'])
 def test_both_forms_agree_with_options_of_timm(layout, kwargs):
-    assert_forms_agree(tiny_model(layout, dtype=torch.float64, **kwargs), images(layout, torch.float64), steps=2)
+    x = images(layout, torch.float64)
+    if 'drop_block_rate' in kwargs:
+        x = nn.functional.interpolate(x, scale_factor=3)  # timm 1.0.21 cannot drop from volumes smaller than a block
+    assert_forms_agree(tiny_model(layout, dtype=torch.float64, **kwargs), x, steps=2)
 
 
 def test_both_forms_agree_with_one_block_dropped_for_some_images():

@@ -139,7 +139,7 @@ class FusedNorm(NamedTuple):
 
     def max_pooled(self) -> torch.Tensor:
         """Global max pooling of A_l [B, C]: where its slope is negative the minimum of z, where it is 0 anything."""
-        low, high = self.z.flatten(2).aminmax(dim=2)
+        low, high = self.z.amin((2, 3)), self.z.amax((2, 3))
         # For a slope of 0 all values tie, and the gradient of max pooling is spread evenly as that of the mean
         extreme = torch.where(self.scale > 0, high, torch.where(self.scale < 0, low, self.mean))
         return (extreme - self.mean) * self.scale + self.pooled

@@ -580,7 +580,10 @@ def test_gradcam_command(trained, pictures, tmp_path, capsys):
 
 @pytest.mark.parametrize('sheet', [False, True])
 def test_other_images_are_done_where_one_cannot_be_read(trained, pictures, fails, tmp_path, sheet):
-    line = fails('gradcam', pictures, tmp_path / 'none.png', '--checkpoint', trained[0], *CPU, *['--sheet'][:sheet])
+    (tmp_path / 'nothing').mkdir()
+    line = fails('gradcam', tmp_path / 'nothing', pictures, tmp_path / 'none.png', '--checkpoint', trained[0], *CPU,
+                 *['--sheet'][:sheet])
+    assert f'{tmp_path / "nothing"}: a folder without images' in line
     assert str(pictures / 'c.png') in line and f'{tmp_path / "none.png"}: No such file' in line
     written = sorted(path.name for path in tmp_path.glob('gradcam*'))
     assert written == (['gradcam.png'] if sheet else ['gradcam-1.png', 'gradcam-2.png', 'gradcam-4.png'])

@@ -37,7 +37,8 @@ def gradcam_parser() -> OptionParser:
         help='class to explain, by index or name, for all images or one for each; the predicted class if not given')
     add('--layers', nargs='+', metavar='NAME', help='modules to show instead of the last norm of each block')
     add('--baseline-model', metavar='NAME', help='another network, shown above, such as resnet50')
-    add('--baseline-checkpoint', default='', metavar='FILE', help='its weights')
+    add('--baseline-checkpoint', default='', metavar='FILE',
+        help='its weights; those of a training run name the network, too')
     add('--output', default='gradcam.png', metavar='FILE',
         help='picture, PNG, SVG or PDF by its ending; of several images FILE-1, FILE-2, ...')
     add('--sheet', action='store_true', help='all images on one sheet')
@@ -64,7 +65,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = gradcam_parser().parse_args(argv)
     output = Path(args.output)
     check_picture(output)
-    paths = find_images(args.images)
+    problems: List[str] = []  # with single images; said at the end, where they are seen, when all others are done
+    paths = find_images(args.images, problems)
+    if not paths:
+        raise UserError('; '.join(problems))
     classes = args.classes or [None]
     if len(classes) not in (1, len(paths)):
         raise UserError(f'--class: {len(classes)} classes for {len(paths)} images; give one for all or one for each')
@@ -78,38 +82,38 @@ def main(argv: Optional[List[str]] = None) -> None:
     names = _class_names(args, networks[-1], device)
     targets = [text and find_class(text, names) for text in classes] * (len(paths) // len(classes))
 
-    done: Dict[Path, Explanation] = {}
-    unreadable = []
+    sheet: List[Explanation] = []
     for number, (path, target) in enumerate(zip(paths, targets), start=1):
         try:
             image = read_image(path)
         except UserError as e:
-            unreadable.append(str(e))  # said at the end, where it is seen
+            problems.append(str(e))
             continue
         explanation = explain(image, path.name, networks, names, target, args)
         if args.sheet:
-            done[path] = explanation
+            sheet.append(explanation)
             continue
         picture = output.with_stem(f'{output.stem}-{number}') if len(paths) > 1 else output
         print(f'{plot_gradcam([explanation], picture)}  {explanation.title}')
-    if done:
-        print(plot_gradcam(list(done.values()), output))
-    if unreadable:
-        raise UserError('; '.join(unreadable))
+    if sheet:
+        print(plot_gradcam(sheet, output))
+    if problems:
+        raise UserError('; '.join(problems))
 
 
-def find_images(names: Sequence[str]) -> List[Path]:
+def find_images(names: Sequence[str], problems: List[str]) -> List[Path]:
     """Images by their files and folders; of a folder those that lie in it, in the order of their names.
 
-    Raises:
-        UserError: A folder holds no images.
+    Args:
+        names: Files and folders.
+        problems: Takes a message for each folder without images.
     """
     paths = []
     for path in map(Path, names):
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in get_img_extensions(as_set=True))
             if not found:
-                raise UserError(f'{path}: a folder without images')
+                problems.append(f'{path}: a folder without images')
             paths += found
         else:
             paths.append(path)

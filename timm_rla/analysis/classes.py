@@ -5,7 +5,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ..errors import UserError, closest
 
-__all__ = ['class_names', 'find_class']
+__all__ = ['class_names', 'find_class', 'short_name']
 
 
 def class_names(num_classes: int, dataset: Optional[Any] = None) -> List[str]:

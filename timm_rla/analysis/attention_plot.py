@@ -27,11 +27,11 @@ def first_blocks(blocks: Sequence[str]) -> List[int]:
     return [index for index, label in enumerate(block_labels(blocks)) if label.endswith('-1')]
 
 
-def label_blocks(axes: Any, blocks: Sequence[str], upright: bool = False) -> None:
+def label_blocks(axes: Any, blocks: Sequence[str]) -> None:
     """Write the names of the blocks under an axis; sideways if there are many."""
     axes.set_xticks(range(len(blocks)), block_labels(blocks))
     axes.set_xlim(-0.5, len(blocks) - 0.5)
-    if len(blocks) > 16 and not upright:
+    if len(blocks) > 16:
         axes.tick_params(axis='x', labelrotation=90, labelsize='small')
     axes.set_xlabel('Stage-block')
 

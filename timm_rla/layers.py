@@ -61,12 +61,16 @@ def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.
     return F.adaptive_avg_pool1d(x, context_dim)
 
 
-def lstm_weights(cell: nn.LSTMCell) -> LSTMWeights:
-    """The weights of a cell for the steps of one forward pass."""
-    weight_ih, weight_hh = cell.weight_ih, cell.weight_hh
+def lstm_weights(
+        weight_ih: torch.Tensor,
+        weight_hh: torch.Tensor,
+        bias_ih: torch.Tensor,
+        bias_hh: torch.Tensor,
+) -> LSTMWeights:
+    """The parameters of a torch.nn.LSTMCell as the steps of one forward pass want them."""
     if not torch.jit.is_scripting():
         weight_ih, weight_hh = share_weight(weight_ih), share_weight(weight_hh)
-    return LSTMWeights(weight_ih, weight_hh, cell.bias_ih + cell.bias_hh)
+    return LSTMWeights(weight_ih, weight_hh, bias_ih + bias_hh)
 
 
 def lstm_gates(context: torch.Tensor, weights: LSTMWeights) -> torch.Tensor:

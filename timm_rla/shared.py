@@ -52,7 +52,7 @@ def share_weight(weight: torch.Tensor) -> torch.Tensor:
 
     To be called in each forward pass, as its result is part of that pass.
     """
-    if not (torch.is_grad_enabled() and weight.requires_grad and in_plain_eager_mode(weight)):
+    if not (in_plain_eager_mode(weight) and torch.is_grad_enabled() and weight.requires_grad):
         return weight
     device = weight.device.type
     if torch.is_autocast_enabled(device):

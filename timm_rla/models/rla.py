@@ -213,7 +213,7 @@ class RecurrentLayerAttention(nn.Module):
         """Weights of the shared cell, to be passed to stages and blocks; None if there are no blocks."""
         if self.lstm is None:
             return None
-        return lstm_weights(self.lstm)
+        return lstm_weights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih, self.lstm.bias_hh)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""

@@ -392,7 +392,7 @@ def figures(monkeypatch):
     """Figures as they are when they would be written."""
     drawn = []
     for module in (attention_plot, gradcam_plot):
-        monkeypatch.setattr(module, 'save_picture', lambda figure, output: drawn.append(figure))
+        monkeypatch.setattr(module, 'save_picture', lambda figure, output, **kwargs: drawn.append(figure))
     yield drawn
     import_pyplot().close('all')
 

@@ -30,12 +30,12 @@ def tidy_axes(axes: Any) -> None:
     axes.spines[['top', 'right']].set_visible(False)
 
 
-def save_picture(figure: Any, output: Path) -> Path:
-    """Write a figure in the format of the file's ending, and close it; returns `output`."""
+def save_picture(figure: Any, output: Path, dpi: int = 150) -> Path:
+    """Write a figure in the format of the file's ending, PNG with so many dots per inch; close it, return `output`."""
     pyplot = import_pyplot()
     with blame(f'--output {output}', OSError, ValueError):  # ValueError: too many pixels
         output.parent.mkdir(parents=True, exist_ok=True)
         with pyplot.rc_context({'pdf.fonttype': 42}):  # TrueType: many publishers refuse matplotlib's default
-            figure.savefig(output, dpi=150)
+            figure.savefig(output, dpi=dpi)
     pyplot.close(figure)
     return output

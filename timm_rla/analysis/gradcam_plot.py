@@ -173,4 +173,4 @@ def plot_gradcam(explanations: Sequence[Explanation], output: Path) -> Path:
     for page in pages:
         page.draw(figure, top)
         top += page.height
-    return save_picture(figure, output)
+    return save_picture(figure, output, dpi=120)  # a page of many images

@@ -24,7 +24,7 @@ PASSES = {
     'combine': ('grad', 'z', 'mean', 'scale', 'shift', 'k3'),
 }
 
-INTERPRET = '''
+PROBE = '''
 import sys
 import torch
 import triton
@@ -39,12 +39,34 @@ x, y = torch.ones(1), torch.zeros(1)
 copy[(1,)](x, y)
 if not y:  # Triton 3.1 with NumPy 2: reads and writes nothing
     sys.exit(77)
+'''
+
+INTERPRET = '''
 results = []
 for tile, tiles, inputs, passes in torch.load(sys.argv[1], weights_only=True):
     kernels.TILE, kernels.MIN_TILES = tile, tiles
     assert kernels.available(inputs['z'])
     results.append({name: getattr(kernels, name)(*[inputs[i] for i in names]) for name, names in passes.items()})
 torch.save(results, sys.argv[2])
+'''
+
+TRAIN = '''
+import timm
+from timm_rla import fused
+from timm_rla.kernels import cpu
+
+torch.manual_seed(0)
+args = dict(layers=(1, 1, 1, 1), channels=(4, 8, 8, 8), hidden_dim=4, reduction=1, num_classes=3, zero_init_last=False)
+model = timm.create_model('rla_resnet50', **args).double()
+x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+gradients, calls = [], []
+for passes in cpu, kernels:
+    fused._passes = lambda z: calls.append(passes) or passes
+    model.zero_grad()
+    model(x).square().sum().backward()
+    gradients.append([p.grad for p in model.parameters()])
+assert calls == [cpu] * 4 + [kernels] * 4
+torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 '''
 
 COMPILE = '''
@@ -97,6 +119,13 @@ assert names == {'_statistics', '_merge_statistics', '_apply', '_reduce', '_comb
 def run(script, *args, **env):
     return subprocess.run(
         [sys.executable, '-c', script, *map(str, args)], env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def interpret(script, *args):
+    process = run(PROBE + script, *args, TRITON_INTERPRET='1')
+    if process.returncode == 77:
+        pytest.skip("this Triton's interpreter does not work with this NumPy")
+    assert process.returncode == 0, process.stderr
 
 
 def sample(shape, dtype, memory_format, offset=0.):
@@ -174,14 +203,17 @@ def test_interpreted(tmp_path):
     """Every pass agrees with torch: dtypes, layouts, odd sizes, NaN, split sums, a mean far from zero."""
     asked = list(cases())
     torch.save([(*case, PASSES) for case in asked], tmp_path / 'cases.pt')
-    process = run(INTERPRET, tmp_path / 'cases.pt', tmp_path / 'results.pt', TRITON_INTERPRET='1')
-    if process.returncode == 77:
-        pytest.skip("this Triton's interpreter does not work with this NumPy")
-    assert process.returncode == 0, process.stderr
+    interpret(INTERPRET, tmp_path / 'cases.pt', tmp_path / 'results.pt')
     results = torch.load(tmp_path / 'results.pt', weights_only=True)
     assert len(results) == len(asked)
     for (_, _, inputs), result in zip(asked, results):
         check(inputs, result)
+
+
+@needs_triton
+def test_interpreted_training_step():
+    """Gradients of a network are those by the passes for a CPU."""
+    interpret(TRAIN)
 
 
 @needs_triton

@@ -146,7 +146,7 @@ def test_both_forms_agree_without_running_statistics(taken):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_frozen_norms_and_evaluation_take_the_general_form(layout, taken):
+def test_frozen_norms_take_the_general_form(layout, taken):
     model = tiny_model(layout, dtype=torch.float64)
     x = images(layout, torch.float64)
     assert_forms_agree(model.eval(), x)
@@ -158,22 +158,40 @@ def test_frozen_norms_and_evaluation_take_the_general_form(layout, taken):
     assert not taken
 
 
+@pytest.mark.parametrize('context', CONTEXTS)
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_both_forms_agree_in_evaluation(layout, variant, context, taken):
+    model = tiny_model(layout, variant, torch.float64, context=context).eval()
+    x = images(layout, torch.float64)
+    expected = step(model, x, 'off', backward=False)
+    with torch.no_grad():
+        assert_same(step(model, x, 'on', backward=False), expected)
+    assert len(taken) == sum(isinstance(module, RecurrentBlock) for module in model.modules())
+    with torch.inference_mode():
+        assert_same(step(model, x[:, :, :32, :48], 'on', backward=False),
+                    step(model, x[:, :, :32, :48], 'off', backward=False))
+
+
 def test_evaluation_pools_before_a_last_1x1_convolution():
     model = tiny_model('bottleneck', dtype=torch.float64).eval()
     x = images('bottleneck', torch.float64)
     early = step(model, x, 'on')
-    for module in model.modules():
-        if isinstance(module, RecurrentBlock):
-            module.conv3.register_forward_hook(lambda *args: None)  # to be seen, so that pooling comes last
+    blocks = [module for module in model.modules() if isinstance(module, RecurrentBlock)]
     pooled = []
-    for module in model.modules():
-        if isinstance(module, RecurrentBlock):
-            pool = module.context.pool
-            module.context.pool = lambda z, pool=pool: pooled.append(z.shape[1]) or pool(z)
-    assert_same(early, step(model, x, 'on'))
-    fused.set_fused('on')
+    for block in blocks:
+        def pool(z, pool=block.context.pool):
+            pooled.append(z.shape[1])
+            return pool(z)
+        block.context.pool = pool
     model(x)
-    assert pooled[-1] == 256
+    assert pooled == [block.conv3.in_channels for block in blocks]
+    pooled.clear()
+    for block in blocks:
+        block.conv3.register_forward_hook(lambda *args: None)  # somebody looks, and may change, what comes out
+    model(x)
+    assert pooled == [block.conv3.out_channels for block in blocks]
+    assert_same(early, step(model, x, 'on'))
 
 
 def test_float32_forms_agree_to_rounding(taken):

@@ -54,6 +54,8 @@ def assert_same_logits(model, source, images, form):
     In double precision then, as in single precision a deep network makes much of rounding, the source itself, too.
     """
     assert torch.equal(model.eval()(images), source.eval()(images))
+    with torch.no_grad():
+        assert torch.equal(model(images), source(images))
     if form == 'off':
         assert torch.equal(model.train()(images), source.train()(images))
     else:
@@ -114,6 +116,8 @@ def test_other_contexts(context):
     model = warm('rla_resnet18', source.state_dict(), context=context, hidden_dim=16, reduction=4).eval()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images), source(images))
+    with torch.no_grad():
+        assert torch.equal(model(images), source(images))
 
 
 def test_a_checkpoint_of_an_rla_network_is_taken_as_it_is(tmp_path):

@@ -1,4 +1,4 @@
-"""Batch norm, layer attention, shortcut and ReLU in the memory passes that batch norm and ReLU need anyway.
+"""Batch norm, layer attention, shortcut and ReLU in the memory passes that these need without layer attention, too.
 
 In training, the last batch norm of a block turns z, the output of the last convolution, into A_l. Let m and v be mean
 and variance of z over H and W, [B, C], and gamma, beta, mu, rstd those of the batch norm. Then
@@ -11,6 +11,9 @@ and variance of z over H and W, [B, C], and gamma, beta, mu, rstd those of the b
 One reduction serves both batch norm and context, and A_l is never written. Backward, one reduction gives the sums of
 g and of g (z - m), which are all that the [B, C] tensors in between want, and one more pass the gradient of z.
 
+In evaluation, where nothing is recorded for a backward pass, batch norm is a part of the last pass as well, with its
+running mean in place of m and beta in place of p.
+
 When compiled, these formulas are enough, since the compiler makes the passes of them. In eager mode the passes come
 from a module of `timm_rla.kernels`, and two autograd functions hand each other what they need for them.
 """
@@ -20,18 +23,19 @@ from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from ._torch import in_plain_eager_mode
 from .kernels import cpu
 
-__all__ = ['FusedNorm', 'fused_norm', 'set_fused', 'use_fused']
+__all__ = ['FusedNorm', 'eval_norm_of_pooled', 'fused_eval_norm', 'fused_norm', 'set_fused', 'use_fused']
 
 MODES = ('off', 'on', 'triton')
 _mode = 'on'
 
 
 def set_fused(mode: str) -> None:
-    """Choose the form of the blocks in training.
+    """Choose the form of the blocks.
 
     Args:
         mode: 'on' for the fused form where there is one, 'off' for the general form everywhere, 'triton' for 'on' and
@@ -64,12 +68,21 @@ def _passes(z: torch.Tensor) -> Optional[ModuleType]:
     return None
 
 
+def _is_plain(norm: nn.Module) -> bool:
+    return _mode != 'off' and type(norm) is nn.BatchNorm2d and norm.weight is not None
+
+
 class _Link:
     """What the two functions of one block share: the passes, and the gate's scale, which comes after the statistics."""
 
     def __init__(self, passes: ModuleType):
         self.passes = passes
         self.scale: Optional[torch.Tensor] = None  # [B, C]
+
+
+def _link(z: torch.Tensor) -> Optional[_Link]:
+    passes = _passes(z) if in_plain_eager_mode(z) else None
+    return None if passes is None else _Link(passes)
 
 
 def _over_image(x: torch.Tensor) -> torch.Tensor:
@@ -129,10 +142,11 @@ class _Apply(torch.autograd.Function):
 
 
 class FusedNorm(NamedTuple):
-    """The output A_l of a batch norm in training as what it is made of: A_l = (z - mean) * scale + pooled."""
+    """The output A_l of a batch norm as what it is made of: A_l = (z - mean) * scale + offset."""
     z: torch.Tensor  # [B, C, H, W]
     mean: torch.Tensor  # [B, C]
     scale: torch.Tensor  # [C]
+    offset: torch.Tensor  # [B, C] or [C]
     pooled: torch.Tensor  # [B, C], global average pooling of A_l
     alias: torch.Tensor  # z, to which _Apply gives the gradient of z
     link: Optional[_Link]  # None when compiled
@@ -142,11 +156,11 @@ class FusedNorm(NamedTuple):
         low, high = self.z.amin((2, 3)), self.z.amax((2, 3))
         # For a slope of 0 all values tie, and the gradient of max pooling is spread evenly as that of the mean
         extreme = torch.where(self.scale > 0, high, torch.where(self.scale < 0, low, self.mean))
-        return (extreme - self.mean) * self.scale + self.pooled
+        return (extreme - self.mean) * self.scale + self.offset
 
     def gate_and_add(self, gate: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """relu(gate * A_l + shortcut), with the gate [B, 1] or [B, C] and the shortcut [B, C, H, W]."""
-        scale, shift = gate * self.scale, gate * self.pooled
+        scale, shift = gate * self.scale, gate * self.offset
         if self.link is not None:
             return _Apply.apply(self.alias, self.z, self.mean, scale, shift, shortcut, self.link)
         out = (self.z - _over_image(self.mean)) * _over_image(scale) + _over_image(shift) + shortcut
@@ -185,16 +199,13 @@ def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
     Raises:
         ValueError: Not more than one value for each channel.
     """
-    if _mode == 'off' or type(norm) is not nn.BatchNorm2d or norm.weight is None:
-        return None
-    if not norm.training and norm.running_mean is not None:
+    if not _is_plain(norm) or not (norm.training or norm.running_mean is None):
         return None
     link = None
     if not torch.compiler.is_compiling():
-        passes = _passes(z) if in_plain_eager_mode(z) else None
-        if passes is None:
+        link = _link(z)
+        if link is None:
             return None
-        link = _Link(passes)
 
     count = z.shape[0] * z.shape[2] * z.shape[3]
     if count == 1:
@@ -206,4 +217,35 @@ def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
         with torch.no_grad():
             _update_running_stats(norm, batch_mean, batch_var * (count / (count - 1)))
     scale = norm.weight * (batch_var + norm.eps).rsqrt()
-    return FusedNorm(z, mean, scale, (mean - batch_mean) * scale + norm.bias, alias, link)
+    pooled = (mean - batch_mean) * scale + norm.bias
+    return FusedNorm(z, mean, scale, pooled, pooled, alias, link)
+
+
+def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Tensor]) -> Optional[FusedNorm]:
+    """Batch norm of a volume in evaluation, in eager mode and without gradients, not carried out but taken apart.
+
+    Args:
+        z: Input of the batch norm [B, C, H, W].
+        norm: The norm layer.
+        pooled: Its output after global average pooling [B, C], if that is known already.
+
+    Returns:
+        None where there is no fused form, as for `fused_norm`.
+    """
+    if not _is_plain(norm) or norm.training or norm.running_mean is None:
+        return None
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return None
+    link = _link(z)
+    if link is None:
+        return None
+    if pooled is None:
+        pooled = eval_norm_of_pooled(z.mean((2, 3)), norm)
+    # rounded as in batch norm itself, so that a warm start returns the same logits bit for bit
+    scale = (norm.running_var + norm.eps).sqrt().reciprocal() * norm.weight
+    return FusedNorm(z, norm.running_mean.expand(z.shape[:2]), scale, norm.bias, pooled, z, link)
+
+
+def eval_norm_of_pooled(pooled: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
+    """Pooled output of a batch norm in evaluation from its pooled input, [B, C] each: it commutes with pooling."""
+    return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)

@@ -3,7 +3,7 @@
 They change timm's in two points. A block is called as `block(x, state, weights)` and returns `(x, state)`, and so is a
 stage: the state of the LSTM travels in arguments, nothing of a forward pass stays on a module. And what comes behind
 the last convolution is one method, `RecurrentBlock.attend`, which has two forms with the same result: the general one,
-for every option of timm and for whoever hooks the layers, and one for training that costs no memory pass (fused.py).
+for every option of timm and for whoever hooks the layers, and one that costs no memory pass (fused.py).
 """
 from typing import Optional, Tuple
 
@@ -15,7 +15,7 @@ from timm.models import checkpoint
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from .._torch import is_hooked
-from ..fused import FusedNorm, fused_norm
+from ..fused import FusedNorm, eval_norm_of_pooled, fused_eval_norm, fused_norm
 from ..layers import Context, LayerAttention, LSTMState, LSTMWeights, lstm_gates, lstm_step, scale_and_add
 
 __all__ = ['RLABasicBlock', 'RLABottleneck', 'RecurrentBlock', 'RecurrentStage']
@@ -83,18 +83,15 @@ class RecurrentBlock(nn.Module):
         Returns:
             Output of the block [B, C, H, W], its state.
         """
+        pooled: Optional[torch.Tensor] = None
         if not torch.jit.is_scripting():
-            norm = self.fused_norm(z)
+            pooled = self.pool_early(x)
+            norm = self.fused_norm(z, pooled)
             if norm is not None:
                 return self.attend_fused(norm, shortcut, state, weights)
         features = self.last_norm(z)
-        # from the output of the norm itself, before any intra-layer attention
-        if self.gates is not None:
+        if pooled is None:  # from the output of the norm itself, before any intra-layer attention
             pooled = self.context.pool(x if self.pools_first else features)
-        elif torch.jit.is_scripting():
-            pooled = self.context.pool(features)
-        else:
-            pooled = self.pool(x, features)
         attention, state = self.recur(pooled, state, weights)
 
         if self.se is not None:
@@ -112,7 +109,7 @@ class RecurrentBlock(nn.Module):
             state: Optional[LSTMState],
             weights: LSTMWeights,
     ) -> Tuple[torch.Tensor, LSTMState]:
-        """The same as `attend`, in training, with a norm that is not carried out but part of the last pass."""
+        """The same as `attend` with a norm that is not carried out but part of the last pass."""
         gate, state = self.recur(norm.max_pooled() if self.context.max_pool else norm.pooled, state, weights)
         if self.se is not None:
             gate = gate * _excitation(self.se, norm.pooled)
@@ -122,7 +119,7 @@ class RecurrentBlock(nn.Module):
             shortcut = self.downsample(shortcut)
         return norm.gate_and_add(gate, shortcut), state
 
-    def fused_norm(self, z: torch.Tensor) -> Optional[FusedNorm]:
+    def fused_norm(self, z: torch.Tensor, pooled: Optional[torch.Tensor]) -> Optional[FusedNorm]:
         """The last norm taken apart, if a block like this one has a fused form and nobody looks at what it hides."""
         _, norm, act = self.last_layers()
         plain = (
@@ -130,10 +127,12 @@ class RecurrentBlock(nn.Module):
             and (self.se is None or (type(self.se) is SEModule and not self.se.add_maxpool))
             and not any(is_hooked(module) for module in (norm, act, self.se) if module is not None)
         )
-        return fused_norm(z, norm) if plain else None
+        if not plain:
+            return None
+        return fused_norm(z, norm) or fused_eval_norm(z, norm, pooled)
 
-    def pool(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Pooled features [B, C], in evaluation from the smaller input of a last 1 x 1 convolution where there is one.
+    def pool_early(self, x: torch.Tensor) -> Optional[torch.Tensor]:
+        """Pooled features [B, C], in evaluation, from the smaller input of a last 1 x 1 convolution, if there is one.
 
         Average pooling, convolution and norm are linear then, so that pooling may come first.
         """
@@ -151,9 +150,8 @@ class RecurrentBlock(nn.Module):
             or is_hooked(conv)
             or is_hooked(norm)
         ):
-            return self.context.pool(features)
-        pooled = F.linear(self.context.pool(x), conv.weight.flatten(1), conv.bias)
-        return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+            return None
+        return eval_norm_of_pooled(F.linear(self.context.pool(x), conv.weight.flatten(1), conv.bias), norm)
 
 
 class RLABasicBlock(RecurrentBlock, BasicBlock):

@@ -167,7 +167,8 @@ def test_both_forms_agree_in_evaluation(layout, variant, context, taken):
     expected = step(model, x, 'off', backward=False)
     with torch.no_grad():
         assert_same(step(model, x, 'on', backward=False), expected)
-    assert len(taken) == sum(isinstance(module, RecurrentBlock) for module in model.modules())
+    blocks = sum(isinstance(module, RecurrentBlock) for module in model.modules())
+    assert len(taken) == (0 if variant == 'rla_se' else blocks)  # SE rounds in its own way
     with torch.inference_mode():
         assert_same(step(model, x[:, :, :32, :48], 'on', backward=False),
                     step(model, x[:, :, :32, :48], 'off', backward=False))

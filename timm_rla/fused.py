@@ -241,8 +241,9 @@ def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Ten
         return None
     if pooled is None:
         pooled = eval_norm_of_pooled(z.mean((2, 3)), norm)
-    # rounded as in batch norm itself, so that a warm start returns the same logits bit for bit
-    scale = (norm.running_var + norm.eps).sqrt().reciprocal() * norm.weight
+    # What batch norm makes of ones is its scale, rounded as it does: a warm start returns the same logits bit for bit
+    ones, zeros = torch.ones_like(norm.running_mean), torch.zeros_like(norm.running_mean)
+    scale = F.batch_norm(ones[None], zeros, norm.running_var, norm.weight, eps=norm.eps).squeeze(0)
     return FusedNorm(z, norm.running_mean.expand(z.shape[:2]), scale, norm.bias, pooled, z, link)
 
 

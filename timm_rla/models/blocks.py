@@ -129,7 +129,10 @@ class RecurrentBlock(nn.Module):
         )
         if not plain:
             return None
-        return fused_norm(z, norm) or fused_eval_norm(z, norm, pooled)
+        fused = fused_norm(z, norm)
+        if fused is None and self.se is None:  # its rounding would be another one, and a warm start not exact
+            fused = fused_eval_norm(z, norm, pooled)
+        return fused
 
     def pool_early(self, x: torch.Tensor) -> Optional[torch.Tensor]:
         """Pooled features [B, C], in evaluation, from the smaller input of a last 1 x 1 convolution, if there is one.

@@ -13,6 +13,13 @@ from ._torch import graph_task, in_plain_eager_mode
 __all__ = ['share_weight', 'shared_linear']
 
 
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """F.linear; on a CPU with the weight as the left factor, which takes half the time for batches of images."""
+    if x.device.type == 'cpu' and x.shape[0] > 1:
+        return (weight @ x.t()).t()
+    return F.linear(x, weight)
+
+
 class _ShareWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight):
@@ -35,7 +42,7 @@ class _SharedLinear(torch.autograd.Function):
     def forward(ctx, x, weight):
         ctx.share = weight.grad_fn
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight)
+        return _linear(x, weight)
 
     @staticmethod
     def backward(ctx, grad):
@@ -64,6 +71,8 @@ def shared_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Linear map without bias: [B, D_in], [D_out, D_in] -> [B, D_out]"""
     if torch.jit.is_scripting():
         return F.linear(x, weight)
-    if torch.compiler.is_compiling() or not isinstance(weight.grad_fn, _ShareWeight._backward_cls):
+    if not in_plain_eager_mode(x):
         return F.linear(x, weight)
-    return _SharedLinear.apply(x.to(weight.dtype), weight)
+    if isinstance(weight.grad_fn, _ShareWeight._backward_cls):
+        return _SharedLinear.apply(x.to(weight.dtype), weight)
+    return _linear(x, weight)

@@ -186,7 +186,7 @@ def test_evaluation_pools_before_a_last_1x1_convolution():
             return pool(z)
         block.context.pool = pool
     model(x)
-    assert pooled == [block.conv3.in_channels for block in blocks]
+    assert pooled == [8, 16, 16, 32, 256]  # few positions are left in the last stage: reading the weights is more
     pooled.clear()
     for block in blocks:
         block.conv3.register_forward_hook(lambda *args: None)  # somebody looks, and may change, what comes out

@@ -14,7 +14,7 @@ from timm.layers import SEModule
 from timm.models import checkpoint
 from timm.models.resnet import BasicBlock, Bottleneck
 
-from .._torch import is_hooked
+from .._torch import in_plain_eager_mode, is_hooked
 from ..fused import FusedNorm, eval_norm_of_pooled, fused_eval_norm, fused_norm
 from ..layers import Context, LayerAttention, LSTMState, LSTMWeights, lstm_gates, lstm_step, scale_and_add
 
@@ -137,7 +137,8 @@ class RecurrentBlock(nn.Module):
     def pool_early(self, x: torch.Tensor) -> Optional[torch.Tensor]:
         """Pooled features [B, C], in evaluation, from the smaller input of a last 1 x 1 convolution, if there is one.
 
-        Average pooling, convolution and norm are linear then, so that pooling may come first.
+        Average pooling, convolution and norm are linear then, so that pooling may come first. In eager mode it does if
+        that touches less memory, which few small images do not let it; a compiler is to see one way for all sizes.
         """
         conv, norm, _ = self.last_layers()
         if (
@@ -154,6 +155,10 @@ class RecurrentBlock(nn.Module):
             or is_hooked(norm)
         ):
             return None
+        if in_plain_eager_mode(x):
+            positions = x.shape[0] * x.shape[2] * x.shape[3]
+            if conv.in_channels * (conv.out_channels + positions) > conv.out_channels * positions:
+                return None
         return eval_norm_of_pooled(F.linear(self.context.pool(x), conv.weight.flatten(1), conv.bias), norm)
 
 

@@ -454,3 +454,10 @@ def test_lstm_weights_are_those_of_the_cell():
     weights = LSTMWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh)
     x = torch.randn(2, 4, dtype=torch.float64)
     torch.testing.assert_close(lstm_step(lstm_gates(x, weights), None, weights).h, cell(x)[0])
+
+
+def test_meta_device(taken):
+    """A device without values, autocast and passes of its own."""
+    model = tiny_model('bottleneck').to('meta')
+    model(images('bottleneck').to('meta')).sum().backward()
+    assert not taken and model.lstm.weight_ih.grad.shape == model.lstm.weight_ih.shape

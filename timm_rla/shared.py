@@ -62,7 +62,7 @@ def share_weight(weight: torch.Tensor) -> torch.Tensor:
     if not (in_plain_eager_mode(weight) and torch.is_grad_enabled() and weight.requires_grad):
         return weight
     device = weight.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         weight = weight.to(torch.get_autocast_dtype(device))
     return _ShareWeight.apply(weight)
 

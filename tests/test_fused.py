@@ -1,5 +1,6 @@
 """The fused form of the blocks, in training, against the general form, which test_models.py holds against the paper."""
 import copy
+import gc
 
 import pytest
 import timm
@@ -461,3 +462,58 @@ def test_meta_device(taken):
     model = tiny_model('bottleneck').to('meta')
     model(images('bottleneck').to('meta')).sum().backward()
     assert not taken and model.lstm.weight_ih.grad.shape == model.lstm.weight_ih.shape
+
+
+@pytest.mark.parametrize('use', ['backward', 'forward', 'retain', 'partial'])
+def test_nothing_outlives_a_step(use):
+    """Neither memory nor nodes of the graph: a circle through C++ would be out of the reach of Python's collector."""
+    model, x = tiny_model('bottleneck'), images('bottleneck').requires_grad_()
+    alive = []
+    for _ in range(3):
+        y = model(x).sum()
+        if use == 'backward':
+            y.backward()
+        elif use == 'retain':
+            y.backward(retain_graph=True)
+        elif use == 'partial':
+            torch.autograd.grad(y, x, retain_graph=True)
+        del y
+        model.zero_grad()
+        x.grad = None
+        gc.collect()
+        kinds = ('_StatisticsBackward', '_ApplyBackward', '_ShareWeightBackward', '_SharedLinearBackward', '_Link')
+        alive.append(sum(type(o).__name__ in kinds for o in gc.get_objects()))
+    assert alive == [0, 0, 0]
+
+
+def test_a_batch_of_gradients_in_one_backward_pass():
+    model, x = tiny_model('bottleneck', dtype=torch.float64), images('bottleneck', torch.float64).requires_grad_()
+    y = model(x).sum(0)
+    rows = torch.eye(len(y), dtype=y.dtype)
+    batched, = torch.autograd.grad(y, x, rows, is_grads_batched=True, retain_graph=True)
+    for row, got in zip(rows, batched, strict=True):
+        expected, = torch.autograd.grad(y, x, row, retain_graph=True)
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_reentrant_checkpointing_is_not_taken_up(monkeypatch):
+    """It would cut the recurrence at each block, since it passes no gradient through tuples."""
+    monkeypatch.setattr(timm.layers.config, '_USE_REENTRANT_CKPT', True)
+    model, x = tiny_model('bottleneck', dtype=torch.float64), images('bottleneck', torch.float64)
+    expected = step(model, x, 'off')['lstm.weight_hh']
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(step(model, x, 'on')['lstm.weight_hh'], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('context', ['gap', 'gmp', 'gap_mlp'])
+def test_compiled_in_bfloat16(context):
+    model = tiny_model('bottleneck', context=context).bfloat16()
+    model.compile(backend='aot_eager', fullgraph=True)
+    model(images('bottleneck', torch.bfloat16)).sum().backward()
+    assert model.lstm.weight_ih.grad.isfinite().all()
+
+
+def test_running_statistics_may_be_switched_off_for_a_while():
+    model, x = tiny_model('bottleneck', dtype=torch.float64), images('bottleneck', torch.float64)
+    set_norms(model, track_running_stats=False)
+    assert_forms_agree(model, x)

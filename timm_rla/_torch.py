@@ -1,9 +1,11 @@
 """All that this package takes from torch's private parts, in one place."""
+from typing import Optional, Type
+
 import torch
 import torch.nn as nn
 from torch.nn.modules import module as module_hooks
 
-__all__ = ['graph_task', 'in_plain_eager_mode', 'is_hooked']
+__all__ = ['graph_task', 'in_plain_eager_mode', 'is_hooked', 'made_by', 'needs_operators', 'will_run']
 
 
 def in_plain_eager_mode(x: torch.Tensor) -> bool:
@@ -29,6 +31,22 @@ def is_hooked(module: nn.Module) -> bool:
         or module_hooks._global_backward_hooks
         or module_hooks._global_backward_pre_hooks
     )
+
+
+def needs_operators(*grads: Optional[torch.Tensor]) -> bool:
+    """Whether a backward pass is differentiated itself (create_graph=True) or takes a batch of gradients at once."""
+    return torch.is_grad_enabled() or any(
+        grad is not None and 'Batched' in str(torch._C._dispatch_keys(grad)) for grad in grads)
+
+
+def made_by(x: torch.Tensor, function: Type[torch.autograd.Function]) -> bool:
+    """Whether a tensor is the output of an autograd function."""
+    return isinstance(x.grad_fn, function._backward_cls)
+
+
+def will_run(node: torch.autograd.graph.Node) -> bool:
+    """Whether the backward pass that runs just now will get to a node of the graph."""
+    return torch._C._will_engine_execute_node(node)
 
 
 def graph_task() -> int:

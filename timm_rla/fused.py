@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ._torch import in_plain_eager_mode
+from ._torch import in_plain_eager_mode, needs_operators
 from .kernels import cpu
 
 __all__ = ['FusedNorm', 'eval_norm_of_pooled', 'fused_eval_norm', 'fused_norm', 'set_fused', 'use_fused']
@@ -69,7 +69,7 @@ def _passes(z: torch.Tensor) -> Optional[ModuleType]:
 
 
 def _is_plain(norm: nn.Module) -> bool:
-    return _mode != 'off' and type(norm) is nn.BatchNorm2d and norm.weight is not None
+    return _mode != 'off' and type(norm) is nn.BatchNorm2d and norm.weight is not None and norm.bias is not None
 
 
 class _Link:
@@ -108,7 +108,7 @@ class _Statistics(torch.autograd.Function):
         zeros = torch.zeros_like(mean)
         k2 = zeros if grad_var is None else grad_var * (2 / size)
         k3 = zeros if grad_mean is None else grad_mean / size
-        if torch.is_grad_enabled():  # create_graph=True
+        if needs_operators(g, grad_mean, grad_var):
             grad = (z - _over_image(mean)) * _over_image(k2) + _over_image(k3)
             return (grad if g is None else grad + g), None
         if g is None:
@@ -125,7 +125,7 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx, alias, z, mean, scale, shift, shortcut, link):
         out = link.passes.apply(z, mean, scale, shift, shortcut)
-        link.scale = scale
+        link.scale = scale.detach()  # its own graph leads back to the link: a circle that nobody would free
         ctx.link = link
         ctx.save_for_backward(out, z, mean, scale)
         return out
@@ -133,8 +133,8 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         out, z, mean, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            g = grad * (out > 0)
+        if needs_operators(grad):
+            g = torch.ops.aten.threshold_backward(grad, out, 0)
             grad_scale, grad_shift = (g * (z - _over_image(mean))).sum((2, 3)), g.sum((2, 3))
             return g * _over_image(scale), None, -scale * grad_shift, grad_scale, grad_shift, g, None
         g, sum_g, sum_gz = ctx.link.passes.reduce(grad, out, z, mean)
@@ -156,7 +156,7 @@ class FusedNorm(NamedTuple):
         low, high = self.z.amin((2, 3)), self.z.amax((2, 3))
         # For a slope of 0 all values tie, and the gradient of max pooling is spread evenly as that of the mean
         extreme = torch.where(self.scale > 0, high, torch.where(self.scale < 0, low, self.mean))
-        return (extreme - self.mean) * self.scale + self.offset
+        return ((extreme - self.mean) * self.scale + self.offset).to(self.pooled.dtype)
 
     def gate_and_add(self, gate: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """relu(gate * A_l + shortcut), with the gate [B, 1] or [B, C] and the shortcut [B, C, H, W]."""
@@ -169,8 +169,9 @@ class FusedNorm(NamedTuple):
 
 def _update_running_stats(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor) -> None:
     """As batch norm does: exponential, or with momentum None cumulative, average of mean and variance [C]."""
-    norm.num_batches_tracked.add_(1)
     momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
     if momentum is None:
         momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
@@ -208,17 +209,19 @@ def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
             return None
 
     count = z.shape[0] * z.shape[2] * z.shape[3]
+    if count == 0:
+        return None
     if count == 1:
         raise ValueError(f'Expected more than 1 value per channel when training, got input size {z.shape}')
     alias, mean, var = _statistics(z, link)  # [B, C]
     batch_mean = mean.mean(0)
     batch_var = var.mean(0) + mean.var(0, correction=0)
-    if norm.running_mean is not None:
+    if norm.track_running_stats and norm.running_mean is not None:
         with torch.no_grad():
             _update_running_stats(norm, batch_mean, batch_var * (count / (count - 1)))
     scale = norm.weight * (batch_var + norm.eps).rsqrt()
     pooled = (mean - batch_mean) * scale + norm.bias
-    return FusedNorm(z, mean, scale, pooled, pooled, alias, link)
+    return FusedNorm(z, mean, scale, pooled, pooled.to(norm.weight.dtype), alias, link)
 
 
 def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Tensor]) -> Optional[FusedNorm]:
@@ -230,7 +233,7 @@ def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Ten
         pooled: Its output after global average pooling [B, C], if that is known already.
 
     Returns:
-        None where there is no fused form, as for `fused_norm`.
+        None where there is no fused form, as for `fused_norm`, and when compiled or with gradients.
     """
     if not _is_plain(norm) or norm.training or norm.running_mean is None:
         return None

@@ -8,7 +8,7 @@ linear map.
 import torch
 import torch.nn.functional as F
 
-from ._torch import graph_task, in_plain_eager_mode
+from ._torch import graph_task, in_plain_eager_mode, made_by, needs_operators, will_run
 
 __all__ = ['share_weight', 'shared_linear']
 
@@ -24,12 +24,12 @@ class _ShareWeight(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight):
         ctx.set_materialize_grads(False)
-        ctx.steps = {}  # by backward pass, as one through a part of the graph may never get here
+        ctx.steps = {}  # by backward pass: there may be several at a time
         return weight.view_as(weight)
 
     @staticmethod
     def backward(ctx, grad):
-        steps, ctx.steps = ctx.steps.get(graph_task()), {}
+        steps = ctx.steps.pop(graph_task(), None)
         if steps is None:
             return grad
         inputs, grads = zip(*steps)
@@ -48,9 +48,10 @@ class _SharedLinear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        if torch.is_grad_enabled():  # create_graph=True
+        if needs_operators(grad):
             return grad_x, grad.t() @ x
-        ctx.share.steps.setdefault(graph_task(), []).append((x, grad))
+        if will_run(ctx.share):  # not in a backward pass through a part of the graph
+            ctx.share.steps.setdefault(graph_task(), []).append((x.detach(), grad))
         return grad_x, None
 
 
@@ -73,6 +74,6 @@ def shared_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight)
     if not in_plain_eager_mode(x):
         return F.linear(x, weight)
-    if isinstance(weight.grad_fn, _ShareWeight._backward_cls):
+    if made_by(weight, _ShareWeight):
         return _SharedLinear.apply(x.to(weight.dtype), weight)
     return _linear(x, weight)

@@ -245,7 +245,8 @@ class RecurrentStage(nn.Sequential):
         for block in self:
             assert weights is not None
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, state = checkpoint(block, x, state, weights)
+                # the other kind passes no gradient through the state, a tuple
+                x, state = checkpoint(block, x, state, weights, use_reentrant=False)
             else:
                 x, state = block(x, state, weights)
         return x, state

@@ -11,6 +11,8 @@ import torch
 import torch.nn as nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .._torch import is_hooked
+
 __all__ = ['Folder', 'fold_gates', 'fold_norms']
 
 
@@ -42,6 +44,8 @@ def _fold_pair(owner: nn.Module, conv_name: str, norm_name: str) -> None:
         type(conv) is nn.Conv2d
         and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
         and norm.running_mean is not None
+        and not is_hooked(conv)  # pruning, weight norm, or somebody who looks
+        and not is_hooked(norm)
     ):
         setattr(owner, conv_name, fuse_conv_bn_eval(conv, norm))
         setattr(owner, norm_name, nn.Identity())
@@ -81,6 +85,7 @@ def fold_gates(block: nn.Module, cell: nn.LSTMCell) -> None:
     first = (
         type(conv) is nn.Conv2d
         and isinstance(norm, nn.Identity)
+        and not is_hooked(conv)
         and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
     )
     if first:
@@ -88,5 +93,6 @@ def fold_gates(block: nn.Module, cell: nn.LSTMCell) -> None:
             bias = bias + weight @ conv.bias.double()
         weight = weight @ conv.weight.flatten(1).double()  # [4M, C']
     gates = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
-    gates.weight, gates.bias = (nn.Parameter(p.to(cell.weight_ih.dtype)) for p in (weight, bias))
+    gates.weight, gates.bias = (
+        nn.Parameter(p.to(cell.weight_ih.dtype), requires_grad=cell.weight_ih.requires_grad) for p in (weight, bias))
     block.gates, block.pools_first = gates.eval(), first

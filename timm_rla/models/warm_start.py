@@ -3,7 +3,8 @@
 With W2 = 0 and b2 = 0 each head says a_l = sigmoid(0) = 0.5, exactly. With weight and bias of the last norm of each
 block doubled the scaled branch is 0.5 * (2 * A_l) = A_l, exactly again, since both factors are powers of two. An
 intra-layer attention that sees 2 * A_l gets half the weight in its first, linear, layer. Logits are then those of the
-source bit for bit, in eval and in train mode, and the gradient of W2 is not zero: the network can learn from there.
+source bit for bit, in train mode with the general form of the blocks, and the gradient of W2 is not zero: the network
+can learn from there.
 """
 import logging
 from typing import Dict

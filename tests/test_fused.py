@@ -467,8 +467,13 @@ def test_meta_device(taken):
 @pytest.mark.parametrize('use', ['backward', 'forward', 'retain', 'partial'])
 def test_nothing_outlives_a_step(use):
     """Neither memory nor nodes of the graph: a circle through C++ would be out of the reach of Python's collector."""
+    def count():
+        gc.collect()
+        kinds = ('_StatisticsBackward', '_ApplyBackward', '_ShareWeightBackward', '_SharedLinearBackward', '_Link')
+        return sum(type(o).__name__ in kinds for o in gc.get_objects())
+
     model, x = tiny_model('bottleneck'), images('bottleneck').requires_grad_()
-    alive = []
+    before = count()  # what other tests hold
     for _ in range(3):
         y = model(x).sum()
         if use == 'backward':
@@ -480,10 +485,7 @@ def test_nothing_outlives_a_step(use):
         del y
         model.zero_grad()
         x.grad = None
-        gc.collect()
-        kinds = ('_StatisticsBackward', '_ApplyBackward', '_ShareWeightBackward', '_SharedLinearBackward', '_Link')
-        alive.append(sum(type(o).__name__ in kinds for o in gc.get_objects()))
-    assert alive == [0, 0, 0]
+    assert count() <= before
 
 
 def test_a_batch_of_gradients_in_one_backward_pass():

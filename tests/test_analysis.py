@@ -308,7 +308,7 @@ def test_grad_cam_changes_nothing(mode):
     assert all(p.grad is None for p in model.parameters()) and not x.requires_grad and hook_count(model) == 0
     expected = grad_cam(model.requires_grad_().eval(), images())
     assert torch.equal(cam.target, expected.logits.argmax(1))
-    assert all(torch.equal(cam.maps[layer], expected.maps[layer]) for layer in expected.maps)
+    torch.testing.assert_close(cam.maps, expected.maps, rtol=1e-5, atol=1e-5)  # frozen weights: products in other order
 
 
 @pytest.mark.parametrize('arguments, words', [

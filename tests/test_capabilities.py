@@ -239,8 +239,8 @@ def kept_for_backward(model, x):
     def keep(tensor):
         pointer = tensor.untyped_storage().data_ptr()
         if pointer not in weights:
-            kept[pointer] = tensor
-        return tensor
+            kept[pointer] = tensor.detach()
+        return tensor.detach()  # the tensor itself would hold the graph that holds it
 
     def keep_arguments(block, args):
         for tensor in (args[0], *(args[1] or ())):

@@ -13,7 +13,7 @@ from timm_rla import fused
 from timm_rla.kernels import cpu
 from timm_rla.layers import CONTEXTS, LSTMWeights, lstm_gates, lstm_step
 from timm_rla.models.blocks import RecurrentBlock
-from timm_rla.shared import share_weight, shared_linear
+from timm_rla.shared import SharedWeight, share_weight, shared_linear
 
 ATOL = 1e-10
 
@@ -102,13 +102,13 @@ def test_both_forms_agree_with_one_block_dropped_for_some_images():
     model = tiny_model('basic', dtype=torch.float64, drop_path_rate=0.5)
     block = model.layer4[0]
     x = torch.randn(8, 32, 4, 4, dtype=torch.float64)
-    state = lstm_step(torch.randn(8, 64, dtype=torch.float64), None, model.lstm_weights())
+    state = lstm_step(torch.randn(8, 64, dtype=torch.float64), None, model.lstm_weights(8)[0])
     for mode in 'on', 'off':
         fused.set_fused(mode)
         torch.manual_seed(0)
         keep = torch.empty(8, 1, 1, 1, dtype=torch.float64).bernoulli_(0.5).flatten().bool()  # as timm draws
         torch.manual_seed(0)
-        y, _ = block(x, state, model.lstm_weights())
+        y, _ = block(x, state, model.lstm_weights(len(x))[0])
         shortcut = block.downsample(x).relu()
         same = (y - shortcut).abs().amax((1, 2, 3)) < 1e-12
         assert same.tolist() == (~keep).tolist() and 0 < keep.sum() < 8
@@ -266,28 +266,41 @@ def test_two_backward_passes_through_parts_of_one_graph():
         y.backward(retain_graph=True)
         y.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()} | dict(image=image.grad, first=first))
-    if mode == 'off':
-        assert_same(*gradients)
+    assert_same(*gradients)
 
 
-def test_shared_weight_gradient():
+def shared_and_plain(weight, inputs, steps):
+    shared = share_weight(weight, steps, len(inputs[0]))
+    assert shared[0].outputs is not None
+    return (
+        sum(shared_linear(x, w).tanh().sum() for x, w in zip(inputs, shared)),
+        sum((x @ weight.t()).tanh().sum() for x in inputs),
+    )
+
+
+@pytest.mark.parametrize('steps', [4, 6])
+def test_shared_weight_gradient(steps):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_()
     inputs = [torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(4)]
-    shared = share_weight(weight)
-    assert shared is not weight
-    got = torch.autograd.grad(sum(shared_linear(x, shared).tanh().sum() for x in inputs), [weight, *inputs])
-    expected = torch.autograd.grad(sum((x @ weight.t()).tanh().sum() for x in inputs), [weight, *inputs])
+    got, expected = (
+        torch.autograd.grad(y, [weight, *inputs], create_graph=True) for y in shared_and_plain(weight, inputs, steps))
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e, rtol=1e-13, atol=1e-13)
+    got, expected = (
+        torch.autograd.grad(sum(g.square().sum() for g in gradients), [weight, *inputs])
+        for gradients in (got, expected))
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-12, atol=1e-12)
 
-    # plain uses of the same weight beside, frozen inputs, and none at all
-    shared = share_weight(weight)
-    y = shared_linear(inputs[0].detach(), shared).sum() + (shared ** 2).sum()
-    g, = torch.autograd.grad(y, weight)
-    torch.testing.assert_close(g, inputs[0].sum(0).expand(5, 4) + 2 * weight)
-    with torch.no_grad():
-        assert share_weight(weight) is weight
+    # frozen inputs, the weight without a gradient, an image alone
+    y, _ = shared_and_plain(weight, [x.detach() for x in inputs], steps)
+    assert torch.autograd.grad(y, weight)[0].shape == (5, 4)
+    for shared in share_weight(weight.detach(), 2, 3):
+        assert shared.outputs is None
+        for rows in 1, 3:
+            x = inputs[0][:rows]
+            torch.testing.assert_close(shared_linear(x, shared), x @ weight.t(), rtol=1e-13, atol=1e-13)
 
 
 def test_frozen_lstm_and_backbone():
@@ -407,7 +420,7 @@ def saved_bytes(name, **kwargs):
         storage = t.untyped_storage()
         if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage
-        return t
+        return t.detach()  # t itself would hold the graph that holds it
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = model(torch.randn(2, 3, 128, 128))
@@ -452,7 +465,8 @@ def test_cpu_passes():
 
 def test_lstm_weights_are_those_of_the_cell():
     cell = nn.LSTMCell(4, 3, dtype=torch.float64)
-    weights = LSTMWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh)
+    weights = LSTMWeights(
+        SharedWeight(cell.weight_ih), SharedWeight(cell.weight_hh), cell.bias_ih + cell.bias_hh)
     x = torch.randn(2, 4, dtype=torch.float64)
     torch.testing.assert_close(lstm_step(lstm_gates(x, weights), None, weights).h, cell(x)[0])
 
@@ -469,7 +483,7 @@ def test_nothing_outlives_a_step(use):
     """Neither memory nor nodes of the graph: a circle through C++ would be out of the reach of Python's collector."""
     def count():
         gc.collect()
-        kinds = ('_StatisticsBackward', '_ApplyBackward', '_ShareWeightBackward', '_SharedLinearBackward', '_Link')
+        kinds = ('_StatisticsBackward', '_ApplyBackward', '_ShareBackward', '_SharedLinearBackward', '_Link')
         return sum(type(o).__name__ in kinds for o in gc.get_objects())
 
     model, x = tiny_model('bottleneck'), images('bottleneck').requires_grad_()

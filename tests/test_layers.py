@@ -28,7 +28,7 @@ def lstm_cell(context_dim=N, hidden_dim=M):
 
 
 def step(cell, context, state):
-    weights = lstm_weights(*cell.parameters())
+    weights, = lstm_weights(*cell.parameters(), steps=1, batch=len(context))
     return lstm_step(lstm_gates(context, weights), state, weights)
 
 

@@ -333,7 +333,7 @@ def test_drop_path_drops_the_branch_and_not_the_state(layout):
     block.drop_path.scale_by_keep = False
     channels = block.conv1.in_channels
     x = torch.rand(2, channels, 4, 4)  # not negative, so that the last activation lets it pass
-    y, state = block(x, None, model.lstm_weights())
+    y, state = block(x, None, model.lstm_weights(2)[0])
     assert torch.equal(y, x)
     assert state.h.abs().min() > 0
 

@@ -1,11 +1,11 @@
 """All that this package takes from torch's private parts, in one place."""
-from typing import Optional, Type
+from typing import Optional
 
 import torch
 import torch.nn as nn
 from torch.nn.modules import module as module_hooks
 
-__all__ = ['graph_task', 'in_plain_eager_mode', 'is_hooked', 'made_by', 'needs_operators', 'will_run']
+__all__ = ['in_plain_eager_mode', 'is_hooked', 'needs_operators', 'takes_autograd_functions']
 
 
 def in_plain_eager_mode(x: torch.Tensor) -> bool:
@@ -17,6 +17,14 @@ def in_plain_eager_mode(x: torch.Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
     )
+
+
+def takes_autograd_functions(x: torch.Tensor) -> bool:
+    """Whether an autograd function may have a tensor: in plain eager mode, and when compiled, but not exported."""
+    if torch.compiler.is_compiling():
+        # torch 2.5 and 2.6 cannot tell these two apart
+        return hasattr(torch.compiler, 'is_exporting') and not torch.compiler.is_exporting()
+    return in_plain_eager_mode(x)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -37,18 +45,3 @@ def needs_operators(*grads: Optional[torch.Tensor]) -> bool:
     """Whether a backward pass is differentiated itself (create_graph=True) or takes a batch of gradients at once."""
     return torch.is_grad_enabled() or any(
         grad is not None and 'Batched' in str(torch._C._dispatch_keys(grad)) for grad in grads)
-
-
-def made_by(x: torch.Tensor, function: Type[torch.autograd.Function]) -> bool:
-    """Whether a tensor is the output of an autograd function."""
-    return isinstance(x.grad_fn, function._backward_cls)
-
-
-def will_run(node: torch.autograd.graph.Node) -> bool:
-    """Whether the backward pass that runs just now will get to a node of the graph."""
-    return torch._C._will_engine_execute_node(node)
-
-
-def graph_task() -> int:
-    """Number of the backward pass that runs just now."""
-    return torch._C._current_graph_task_id()

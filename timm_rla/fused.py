@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from ._torch import in_plain_eager_mode, needs_operators
 from .kernels import cpu
 
-__all__ = ['FusedNorm', 'eval_norm_of_pooled', 'fused_eval_norm', 'fused_norm', 'set_fused', 'use_fused']
+__all__ = ['FusedNorm', 'fused_eval_norm', 'fused_norm', 'set_fused', 'use_fused']
 
 MODES = ('off', 'on', 'triton')
 _mode = 'on'
@@ -147,16 +147,24 @@ class FusedNorm(NamedTuple):
     mean: torch.Tensor  # [B, C]
     scale: torch.Tensor  # [C]
     offset: torch.Tensor  # [B, C] or [C]
-    pooled: torch.Tensor  # [B, C], global average pooling of A_l
+    pooled: Optional[torch.Tensor]  # [B, C], global average pooling of A_l, if that is known already
+    dtype: torch.dtype  # of the norm's parameters, and so of what is pooled
     alias: torch.Tensor  # z, to which _Apply gives the gradient of z
     link: Optional[_Link]  # None when compiled
+
+    def mean_pooled(self) -> torch.Tensor:
+        """Global average pooling of A_l [B, C]."""
+        pooled = self.pooled
+        if pooled is None:
+            pooled = (self.z.mean((2, 3)) - self.mean) * self.scale + self.offset
+        return pooled.to(self.dtype)
 
     def max_pooled(self) -> torch.Tensor:
         """Global max pooling of A_l [B, C]: where its slope is negative the minimum of z, where it is 0 anything."""
         low, high = self.z.amin((2, 3)), self.z.amax((2, 3))
         # For a slope of 0 all values tie, and the gradient of max pooling is spread evenly as that of the mean
         extreme = torch.where(self.scale > 0, high, torch.where(self.scale < 0, low, self.mean))
-        return ((extreme - self.mean) * self.scale + self.offset).to(self.pooled.dtype)
+        return ((extreme - self.mean) * self.scale + self.offset).to(self.dtype)
 
     def gate_and_add(self, gate: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """relu(gate * A_l + shortcut), with the gate [B, 1] or [B, C] and the shortcut [B, C, H, W]."""
@@ -221,7 +229,7 @@ def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
             _update_running_stats(norm, batch_mean, batch_var * (count / (count - 1)))
     scale = norm.weight * (batch_var + norm.eps).rsqrt()
     pooled = (mean - batch_mean) * scale + norm.bias
-    return FusedNorm(z, mean, scale, pooled, pooled.to(norm.weight.dtype), alias, link)
+    return FusedNorm(z, mean, scale, pooled, pooled, norm.weight.dtype, alias, link)
 
 
 def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Tensor]) -> Optional[FusedNorm]:
@@ -242,14 +250,8 @@ def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Ten
     link = _link(z)
     if link is None:
         return None
-    if pooled is None:
-        pooled = eval_norm_of_pooled(z.mean((2, 3)), norm)
     # What batch norm makes of ones is its scale, rounded as it does: a warm start returns the same logits bit for bit
     ones, zeros = torch.ones_like(norm.running_mean), torch.zeros_like(norm.running_mean)
     scale = F.batch_norm(ones[None], zeros, norm.running_var, norm.weight, eps=norm.eps).squeeze(0)
-    return FusedNorm(z, norm.running_mean.expand(z.shape[:2]), scale, norm.bias, pooled, z, link)
-
-
-def eval_norm_of_pooled(pooled: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
-    """Pooled output of a batch norm in evaluation from its pooled input, [B, C] each: it commutes with pooling."""
-    return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    mean = norm.running_mean.expand(z.shape[:2])
+    return FusedNorm(z, mean, scale, norm.bias, pooled, norm.weight.dtype, z, link)

@@ -3,14 +3,14 @@
 Nothing here knows a model. Equations are those of the paper (docs/paper.md). Symbols, in code and documentation alike:
 B batch, C channels, H height, W width, N context length, M hidden units, r reduction.
 """
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import Mlp
 
-from .shared import share_weight, shared_linear
+from .shared import SharedWeight, share_weight, shared_linear
 
 __all__ = [
     'CONTEXTS', 'Context', 'LSTMState', 'LSTMWeights', 'LayerAttention', 'lstm_gates', 'lstm_step',
@@ -40,9 +40,12 @@ class LSTMState(NamedTuple):
 
 
 class LSTMWeights(NamedTuple):
-    """The weights of the one LSTM cell that all blocks share, in the layout of torch.nn.LSTMCell (gates i, f, g, o)."""
-    weight_ih: torch.Tensor  # [4M, N]
-    weight_hh: torch.Tensor  # [4M, M]
+    """The weights of the one LSTM cell that all blocks share, as one of them holds them.
+
+    In the layout of torch.nn.LSTMCell (gates i, f, g, o).
+    """
+    weight_ih: SharedWeight  # [4M, N]
+    weight_hh: SharedWeight  # [4M, M]
     bias: torch.Tensor  # [4M], the sum of the cell's two
 
 
@@ -66,11 +69,16 @@ def lstm_weights(
         weight_hh: torch.Tensor,
         bias_ih: torch.Tensor,
         bias_hh: torch.Tensor,
-) -> LSTMWeights:
-    """The parameters of a torch.nn.LSTMCell as the steps of one forward pass want them."""
-    if not torch.jit.is_scripting():
-        weight_ih, weight_hh = share_weight(weight_ih), share_weight(weight_hh)
-    return LSTMWeights(weight_ih, weight_hh, bias_ih + bias_hh)
+        steps: int,
+        batch: int,
+) -> List[LSTMWeights]:
+    """The parameters of a torch.nn.LSTMCell for each step of one forward pass over a batch of that size."""
+    bias = bias_ih + bias_hh
+    if torch.jit.is_scripting():
+        plain = LSTMWeights(SharedWeight(weight_ih), SharedWeight(weight_hh), bias)
+        return [plain for _ in range(steps)]
+    shares = zip(share_weight(weight_ih, steps, batch), share_weight(weight_hh, steps, batch))
+    return [LSTMWeights(ih, hh, bias) for ih, hh in shares]
 
 
 def lstm_gates(context: torch.Tensor, weights: LSTMWeights) -> torch.Tensor:

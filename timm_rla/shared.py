@@ -1,79 +1,98 @@
-"""Linear maps whose weight all blocks share, with the weight's gradient as one product.
+"""Linear maps whose weight all steps of a pass share, with the weight's gradient as one product.
 
-Each of L steps adds its G_l^T X_l to the gradient of the weight: L products of rank B that each write a matrix as large
-as the weight, and L - 1 sums of these. Here the steps only leave X_l and G_l, and sum_l G_l^T X_l is one product over
-the stacked rows when the backward pass is through with all of them. In eager mode, that is; otherwise a plain
-linear map.
+Each of L steps adds G_l^T X_l to the gradient of the weight, where X_l is its input and G_l the gradient of its output:
+L products of rank B that each write a matrix as large as the weight, and L - 1 sums of these. One product over the
+stacked rows does the same. To bring the rows together, each step holds two tensors of zeros that `share_weight` made
+of the weight, in the shapes of its output and of its input, and sends G_l and X_l there as their gradients. The state
+of all that is the graph itself: it may be compiled, differentiated twice, or run in parts.
 """
+import math
+from typing import List, NamedTuple, Optional
+
 import torch
 import torch.nn.functional as F
 
-from ._torch import graph_task, in_plain_eager_mode, made_by, needs_operators, will_run
+from ._torch import takes_autograd_functions
 
-__all__ = ['share_weight', 'shared_linear']
+__all__ = ['SharedWeight', 'share_weight', 'shared_linear']
 
-
-def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """F.linear; on a CPU with the weight as the left factor, which takes half the time for batches of images."""
-    if x.device.type == 'cpu' and x.shape[0] > 1:
-        return (weight @ x.t()).t()
-    return F.linear(x, weight)
+PARTS = 4
 
 
-class _ShareWeight(torch.autograd.Function):
+class SharedWeight(NamedTuple):
+    """A shared weight as one step holds it. Each step has its own: the gradients of two would add up."""
+    weight: torch.Tensor  # [D_out, D_in]
+    outputs: Optional[torch.Tensor] = None  # zeros [B, D_out], whose gradient is G_l; None for a plain linear map
+    inputs: Optional[torch.Tensor] = None  # zeros [B, D_in], whose gradient is X_l
+
+
+def _by_weight(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x weight^T: [B, D_in], [D_out, D_in] -> [B, D_out]
+
+    On a CPU part by part of the weight. One product of a matrix and few rows, or a single one, does not keep the
+    threads of a BLAS library busy; a batch of products does.
+    """
+    if x.device.type != 'cpu':
+        return x @ weight.t()
+    parts = weight.unflatten(0, (math.gcd(weight.shape[0], PARTS), -1))
+    return torch.bmm(parts, x.t().expand(len(parts), -1, -1)).reshape(weight.shape[0], x.shape[0]).t()
+
+
+def _by_transposed_weight(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x weight: [B, D_out], [D_out, D_in] -> [B, D_in]"""
+    if x.device.type != 'cpu':
+        return x @ weight
+    parts = weight.unflatten(1, (math.gcd(weight.shape[1], PARTS), -1)).transpose(0, 1)
+    return torch.bmm(x.expand(len(parts), -1, -1), parts).transpose(0, 1).reshape(x.shape[0], weight.shape[1])
+
+
+class _Share(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight):
+    def forward(ctx, weight, steps, batch):
         ctx.set_materialize_grads(False)
-        ctx.steps = {}  # by backward pass: there may be several at a time
-        return weight.view_as(weight)
+        zero = weight.new_zeros(())
+        return tuple(zero.expand(batch, size) for _ in range(steps) for size in weight.shape)
 
     @staticmethod
-    def backward(ctx, grad):
-        steps = ctx.steps.pop(graph_task(), None)
-        if steps is None:
-            return grad
-        inputs, grads = zip(*steps)
-        product = torch.cat(grads).t() @ torch.cat(inputs)
-        return product if grad is None else product + grad
+    def backward(ctx, *grads):
+        outputs, inputs = ([grad for grad in grads[i::2] if grad is not None] for i in range(2))
+        return torch.cat(outputs).t() @ torch.cat(inputs), None, None
 
 
 class _SharedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight):
-        ctx.share = weight.grad_fn
+    def forward(ctx, x, weight, outputs, inputs):
         ctx.save_for_backward(x, weight)
-        return _linear(x, weight)
+        return _by_weight(x, weight)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        if needs_operators(grad):
-            return grad_x, grad.t() @ x
-        if will_run(ctx.share):  # not in a backward pass through a part of the graph
-            ctx.share.steps.setdefault(graph_task(), []).append((x.detach(), grad))
-        return grad_x, None
+        return (_by_transposed_weight(grad, weight) if ctx.needs_input_grad[0] else None), None, grad, x
 
 
-def share_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The weight of a linear map [D_out, D_in] for use by `shared_linear` in several steps; under autocast, cast once.
+def share_weight(weight: torch.Tensor, steps: int, batch: int) -> List[SharedWeight]:
+    """The weight of a linear map for `shared_linear` in some steps of one forward pass; under autocast, cast once.
 
-    To be called in each forward pass, as its result is part of that pass.
+    Args:
+        weight: [D_out, D_in].
+        steps: How often it will be used; fewer times do no harm.
+        batch: B.
     """
-    if not (in_plain_eager_mode(weight) and torch.is_grad_enabled() and weight.requires_grad):
-        return weight
+    if not (takes_autograd_functions(weight) and torch.is_grad_enabled() and weight.requires_grad):
+        return [SharedWeight(weight) for _ in range(steps)]
     device = weight.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         weight = weight.to(torch.get_autocast_dtype(device))
-    return _ShareWeight.apply(weight)
+    zeros = _Share.apply(weight, steps, batch)
+    return [SharedWeight(weight, *pair) for pair in zip(zeros[0::2], zeros[1::2])]
 
 
-def shared_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Linear map without bias: [B, D_in], [D_out, D_in] -> [B, D_out]"""
+def shared_linear(x: torch.Tensor, shared: SharedWeight) -> torch.Tensor:
+    """Linear map without bias: [B, D_in] -> [B, D_out]"""
+    weight, outputs, inputs = shared
     if torch.jit.is_scripting():
         return F.linear(x, weight)
-    if not in_plain_eager_mode(x):
-        return F.linear(x, weight)
-    if made_by(weight, _ShareWeight):
-        return _SharedLinear.apply(x.to(weight.dtype), weight)
-    return _linear(x, weight)
+    if outputs is not None:
+        return _SharedLinear.apply(x.to(weight.dtype), weight, outputs, inputs)
+    return _by_weight(x, weight) if takes_autograd_functions(x) else F.linear(x, weight)

@@ -5,7 +5,7 @@ stage: the state of the LSTM travels in arguments, nothing of a forward pass sta
 the last convolution is one method, `RecurrentBlock.attend`, which has two forms with the same result: the general one,
 for every option of timm and for whoever hooks the layers, and one that costs no memory pass (fused.py).
 """
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -15,10 +15,23 @@ from timm.models import checkpoint
 from timm.models.resnet import BasicBlock, Bottleneck
 
 from .._torch import in_plain_eager_mode, is_hooked
-from ..fused import FusedNorm, eval_norm_of_pooled, fused_eval_norm, fused_norm
+from ..fused import FusedNorm, fused_eval_norm, fused_norm
 from ..layers import Context, LayerAttention, LSTMState, LSTMWeights, lstm_gates, lstm_step, scale_and_add
+from ..shared import SharedWeight, shared_linear
 
-__all__ = ['RLABasicBlock', 'RLABottleneck', 'RecurrentBlock', 'RecurrentStage']
+__all__ = ['RLABasicBlock', 'RLABottleneck', 'RecurrentBlock', 'RecurrentStage', 'is_pointwise']
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether a layer is a linear map of each position, which pooling may come before, and nobody looks at it."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == (1, 1)
+        and layer.stride == (1, 1)
+        and layer.padding == (0, 0)
+        and layer.groups == 1
+        and not is_hooked(layer)
+    )
 
 
 def _excitation(se: SEModule, pooled: torch.Tensor) -> torch.Tensor:
@@ -59,7 +72,10 @@ class RecurrentBlock(nn.Module):
             weights: LSTMWeights,
     ) -> Tuple[torch.Tensor, LSTMState]:
         """Pooled features [B, C] -> layer attention [B, 1] or [B, C], state (eq. 2 to 4)"""
-        gates = lstm_gates(self.context(pooled), weights) if self.gates is None else self.gates(pooled)
+        if self.gates is None:
+            gates = lstm_gates(self.context(pooled), weights)
+        else:
+            gates = shared_linear(pooled, SharedWeight(self.gates.weight)) + self.gates.bias
         state = lstm_step(gates, state, weights)
         return self.attention(state.h), state
 
@@ -78,7 +94,7 @@ class RecurrentBlock(nn.Module):
             z: Its output [B, C, H, W].
             shortcut: Input of the block.
             state: State of the previous block, None for the first.
-            weights: Weights of the LSTM.
+            weights: Weights of the LSTM for this step.
 
         Returns:
             Output of the block [B, C, H, W], its state.
@@ -110,9 +126,10 @@ class RecurrentBlock(nn.Module):
             weights: LSTMWeights,
     ) -> Tuple[torch.Tensor, LSTMState]:
         """The same as `attend` with a norm that is not carried out but part of the last pass."""
-        gate, state = self.recur(norm.max_pooled() if self.context.max_pool else norm.pooled, state, weights)
+        pooled = norm.max_pooled() if self.context.max_pool else norm.mean_pooled()
+        gate, state = self.recur(pooled, state, weights)
         if self.se is not None:
-            gate = gate * _excitation(self.se, norm.pooled)
+            gate = gate * _excitation(self.se, norm.mean_pooled())
         if self.drop_path is not None:
             gate = self.drop_path(gate)
         if self.downsample is not None:
@@ -143,15 +160,11 @@ class RecurrentBlock(nn.Module):
         conv, norm, _ = self.last_layers()
         if (
             self.context.max_pool
-            or type(conv) is not nn.Conv2d
+            or not is_pointwise(conv)
             or type(conv.weight) not in (nn.Parameter, torch.Tensor)
-            or conv.kernel_size != (1, 1)
-            or conv.groups != 1
-            or conv.stride != (1, 1)
             or type(norm) is not nn.BatchNorm2d
             or norm.training
             or norm.running_mean is None
-            or is_hooked(conv)
             or is_hooked(norm)
         ):
             return None
@@ -159,7 +172,8 @@ class RecurrentBlock(nn.Module):
             positions = x.shape[0] * x.shape[2] * x.shape[3]
             if conv.in_channels * (conv.out_channels + positions) > conv.out_channels * positions:
                 return None
-        return eval_norm_of_pooled(F.linear(self.context.pool(x), conv.weight.flatten(1), conv.bias), norm)
+        pooled = F.linear(self.context.pool(x), conv.weight.flatten(1), conv.bias)
+        return norm(pooled[:, :, None, None]).flatten(1)
 
 
 class RLABasicBlock(RecurrentBlock, BasicBlock):
@@ -231,22 +245,22 @@ class RLABottleneck(RecurrentBlock, Bottleneck):
 class RecurrentStage(nn.Sequential):
     """A stage of recurrent blocks. Without blocks, as pruning leaves it, it passes everything on."""
 
-    def __init__(self, *blocks):
+    def __init__(self, *blocks: RecurrentBlock):
         super().__init__(*blocks)
+        self.first = 0  # index of the first of them among all blocks of the network
         self.grad_checkpointing = False
 
     def forward(
             self,
             x: torch.Tensor,
             state: Optional[LSTMState],
-            weights: Optional[LSTMWeights],
+            weights: List[LSTMWeights],
     ) -> Tuple[torch.Tensor, Optional[LSTMState]]:
-        """[B, C_in, H, W], state -> [B, C, H', W'], state of the last block"""
-        for block in self:
-            assert weights is not None
+        """[B, C_in, H, W], state, weights for all blocks of the network -> [B, C, H', W'], state of the last block"""
+        for i, block in enumerate(self, self.first):
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 # the other kind passes no gradient through the state, a tuple
-                x, state = checkpoint(block, x, state, weights, use_reentrant=False)
+                x, state = checkpoint(block, x, state, weights[i], use_reentrant=False)
             else:
-                x, state = block(x, state, weights)
+                x, state = block(x, state, weights[i])
         return x, state

@@ -12,6 +12,7 @@ import torch.nn as nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .._torch import is_hooked
+from .blocks import is_pointwise
 
 __all__ = ['Folder', 'fold_gates', 'fold_norms']
 
@@ -38,8 +39,8 @@ class Folder:
         return Folder, (self._network(),)
 
 
-def _fold_pair(owner: nn.Module, conv_name: str, norm_name: str) -> None:
-    conv, norm = getattr(owner, conv_name), getattr(owner, norm_name)
+def _fold_pair(owner: nn.Module, name: str, norm_owner: nn.Module, norm_name: str) -> None:
+    conv, norm = getattr(owner, name), getattr(norm_owner, norm_name)
     if (
         type(conv) is nn.Conv2d
         and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -47,8 +48,8 @@ def _fold_pair(owner: nn.Module, conv_name: str, norm_name: str) -> None:
         and not is_hooked(conv)  # pruning, weight norm, or somebody who looks
         and not is_hooked(norm)
     ):
-        setattr(owner, conv_name, fuse_conv_bn_eval(conv, norm))
-        setattr(owner, norm_name, nn.Identity())
+        setattr(owner, name, fuse_conv_bn_eval(conv, norm))
+        setattr(norm_owner, norm_name, nn.Identity())
 
 
 def fold_norms(module: nn.Module) -> None:
@@ -57,20 +58,17 @@ def fold_norms(module: nn.Module) -> None:
         names = list(child._modules)
         if isinstance(child, nn.Sequential):
             for name, following in zip(names, names[1:]):
-                _fold_pair(child, name, following)
-        else:
-            for name in names:  # conv1, bn1 and so on, as timm's ResNet and its blocks name them
-                norm_name = name.replace('conv', 'bn')
-                if norm_name != name and norm_name in names:
-                    conv = getattr(child, name)
-                    if isinstance(conv, nn.Sequential):  # a deep stem, whose last convolution comes before the norm
-                        stem = nn.Module()
-                        stem.conv, stem.bn = conv[-1], getattr(child, norm_name)
-                        _fold_pair(stem, 'conv', 'bn')
-                        conv[-1] = stem.conv
-                        setattr(child, norm_name, stem.bn)
-                    else:
-                        _fold_pair(child, name, norm_name)
+                _fold_pair(child, name, child, following)
+            continue
+        for name in names:  # conv1, bn1 and so on, as timm's ResNet and its blocks name them
+            norm_name = name.replace('conv', 'bn')
+            if norm_name == name or norm_name not in names:
+                continue
+            conv = getattr(child, name)
+            if isinstance(conv, nn.Sequential):  # a deep stem, whose last convolution comes before the norm
+                _fold_pair(conv, list(conv._modules)[-1], child, norm_name)
+            else:
+                _fold_pair(child, name, child, norm_name)
 
 
 def fold_gates(block: nn.Module, cell: nn.LSTMCell) -> None:
@@ -82,12 +80,7 @@ def fold_gates(block: nn.Module, cell: nn.LSTMCell) -> None:
     weight, bias = cell.weight_ih.double(), (cell.bias_ih + cell.bias_hh).double()
     eye = torch.eye(context.channels, dtype=weight.dtype, device=weight.device)
     weight = weight @ context(eye).t()  # [4M, C]
-    first = (
-        type(conv) is nn.Conv2d
-        and isinstance(norm, nn.Identity)
-        and not is_hooked(conv)
-        and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
-    )
+    first = is_pointwise(conv) and type(norm) is nn.Identity
     if first:
         if conv.bias is not None:
             bias = bias + weight @ conv.bias.double()

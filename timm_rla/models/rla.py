@@ -94,10 +94,14 @@ class RecurrentLayerAttention(nn.Module):
         self._make_recurrent()
 
     def _make_recurrent(self) -> None:
+        self.steps = 0
         for name in STAGES:
             stage = getattr(self, name)
             if not isinstance(stage, RecurrentStage):
-                setattr(self, name, RecurrentStage(*stage.children()))
+                stage = RecurrentStage(*stage.children())
+                setattr(self, name, stage)
+            stage.first = self.steps
+            self.steps += len(stage)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
@@ -163,7 +167,7 @@ class RecurrentLayerAttention(nn.Module):
         if 0 in take_indices:
             intermediates.append(x)
         x = self.maxpool(x)
-        state, weights = None, self.lstm_weights()
+        state, weights = None, self.lstm_weights(x.shape[0])
         for index, name in enumerate(stages[:max_index] if stop_early else stages, start=1):
             x, state = getattr(self, name)(x, state, weights)
             if index in take_indices:
@@ -180,7 +184,7 @@ class RecurrentLayerAttention(nn.Module):
         """Prune layers not required for specified intermediates, as timm's ResNet does; returns the indices kept."""
         take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self._make_recurrent()
-        if not any(len(getattr(self, name)) for name in STAGES):
+        if not self.steps:
             self.lstm = None  # nothing but the stem is left
         return take_indices
 
@@ -209,11 +213,12 @@ class RecurrentLayerAttention(nn.Module):
                 'and its LSTM of constant matrices, so it cannot be trained; train the network it was made from')
         return super().train(mode)
 
-    def lstm_weights(self) -> Optional[LSTMWeights]:
-        """Weights of the shared cell, to be passed to stages and blocks; None if there are no blocks."""
+    def lstm_weights(self, batch: int) -> List[LSTMWeights]:
+        """Weights of the shared cell for each block in a forward pass over so many images."""
         if self.lstm is None:
-            return None
-        return lstm_weights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih, self.lstm.bias_hh)
+            return []
+        return lstm_weights(
+            self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih, self.lstm.bias_hh, self.steps, batch)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""
@@ -223,7 +228,7 @@ class RecurrentLayerAttention(nn.Module):
         x = self.maxpool(x)
 
         state: Optional[LSTMState] = None  # h_0 = c_0 = 0, anew in every forward pass
-        weights = self.lstm_weights()
+        weights = self.lstm_weights(x.shape[0])
         x, state = self.layer1(x, state, weights)
         x, state = self.layer2(x, state, weights)
         x, state = self.layer3(x, state, weights)

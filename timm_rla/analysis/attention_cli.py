@@ -11,9 +11,10 @@ from timm import utils
 
 from ..errors import UserError, blame
 from ..plotting import check_picture
+from ..table import format_columns
 from ..train.options import OptionParser
 from ..train.progress import Progress
-from ..train.setup import build_autocast, setup_device
+from ..train.setup import build_autocast, place_batch, setup_device
 from ..train.trained import (
     add_data_options,
     add_model_options,
@@ -105,10 +106,7 @@ def measure_attention(
     progress = Progress('Attention', len(loader), args.log_interval, 0, utils.is_primary(args))
     with torch.inference_mode(), record_attention(model) as attention, progress:
         for images, target in loader:
-            if not args.prefetcher:
-                images = images.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32'))
-            if args.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            images, target = place_batch(images, target, args, device)
             with autocast():
                 model(images)
             count = min(len(images), left)
@@ -141,8 +139,7 @@ def format_table(moments: Moments, blocks: Sequence[str], names: Sequence[str]) 
     for index, label in enumerate(block_labels(blocks)):
         ends = [f'{ends.values[index]:.4f} {short_name(names[ends.indices[index]])}' for ends in (highest, lowest)]
         rows.append((label, f'{mean[index]:.4f}', f'{std[index]:.4f}', *ends))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(f'{cell:{width}}' for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return format_columns(rows, left=len(rows[0]))
 
 
 def write_csv(moments: Moments, blocks: Sequence[str], names: Sequence[str], path: Path) -> Path:

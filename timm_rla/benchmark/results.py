@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from ..errors import UserError, blame
+from ..table import format_columns
 from .suites import Setting
 
 __all__ = ['COLUMNS', 'check_output', 'find', 'format_rows', 'read', 'update']
@@ -101,8 +102,4 @@ def format_rows(rows: Sequence[Dict[str, Any]]) -> str:
     ]
     if 'infer_gmacs' in rows[0]:
         lines[0] += ('GMACs',)
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join('  '.join(
-        cell.ljust(width) if index == 0 else cell.rjust(width)
-        for index, (cell, width) in enumerate(zip(line, widths))
-    ) for line in lines)
+    return format_columns(lines, left=1)

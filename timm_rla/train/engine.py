@@ -13,6 +13,7 @@ from timm.models import model_parameters
 
 from ..errors import UserError
 from .progress import Progress
+from .setup import place_batch
 
 __all__ = ['train_one_epoch', 'validate']
 
@@ -57,13 +58,9 @@ def train_one_epoch(
             need_update = batch + 1 == num_batches or (batch + 1) % accum_steps == 0
             group = num_batches - last_group if batch >= last_group else accum_steps
 
-            if not args.prefetcher:
-                images = images.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32'))
-                target = target.to(device=device)
-                if mixup is not None:
-                    images, target = mixup(images, target)
-            if args.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            images, target = place_batch(images, target, args, device)
+            if not args.prefetcher and mixup is not None:
+                images, target = mixup(images, target)
 
             sync = nullcontext() if need_update or not args.distributed else model.no_sync()
             with sync:
@@ -139,11 +136,7 @@ def validate(
     model.eval()
     with torch.inference_mode(), Progress(label, len(loader), args.log_interval, 0, utils.is_primary(args)) as progress:
         for images, target in loader:
-            if not args.prefetcher:
-                images = images.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32'))
-                target = target.to(device=device)
-            if args.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            images, target = place_batch(images, target, args, device)
             with autocast():
                 output = model(images)
                 loss = loss_fn(output, target)

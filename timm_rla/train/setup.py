@@ -3,7 +3,7 @@ import argparse
 import re
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple
 
 import timm
 import torch
@@ -15,8 +15,8 @@ from timm.utils import init_distributed_device
 from ..errors import UserError, blame, closest
 
 __all__ = [
-    'build_autocast', 'build_model', 'describe_mismatch', 'input_channels', 'load_weights', 'read_checkpoint',
-    'setup_device',
+    'build_autocast', 'build_model', 'describe_mismatch', 'input_channels', 'load_weights', 'place_batch',
+    'read_checkpoint', 'setup_device',
 ]
 
 
@@ -38,6 +38,21 @@ def build_autocast(args: argparse.Namespace, device: torch.device) -> Callable[[
     if not args.amp:
         return nullcontext
     return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+
+
+def place_batch(
+        images: torch.Tensor,
+        target: torch.Tensor,
+        args: argparse.Namespace,
+        device: torch.device,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Bring a batch to the device, in the layout and precision of the options, as far as the loader has not."""
+    if not args.prefetcher:
+        images = images.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32'))
+        target = target.to(device=device)
+    if args.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, target
 
 
 def input_channels(args: argparse.Namespace) -> int:

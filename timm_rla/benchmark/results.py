@@ -1,11 +1,11 @@
 """The table of results: CSV in the columns of timm's results/benchmark-*.csv and some more, and the same to read."""
 import csv
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from ..errors import UserError, blame
+from ..files import replacing
 from ..table import format_columns
 from .suites import Setting
 
@@ -61,21 +61,15 @@ def check_output(path: Path) -> None:
 
 
 def update(path: Path, rows: Sequence[Dict[str, Any]]) -> None:
-    """Write rows into a table, in the place of earlier ones of the same model, setting and hardware.
-
-    The file is replaced as a whole: whoever reads it, or interrupts this, finds the old or the new one.
-    """
+    """Write rows into a table, in the place of earlier ones of the same model, setting and hardware."""
     table = {tuple(row[column] for column in KEY): row for row in read(path)}
     for row in rows:
         text = {column: str(row.get(column, '')) for column in COLUMNS}
         table[tuple(text[column] for column in KEY)] = text
-    temporary = path.with_name(f'{path.name}.{os.getpid()}')
-    with blame(f'--output {path}', OSError):
-        with open(temporary, 'w', newline='') as f:
-            writer = csv.DictWriter(f, fieldnames=COLUMNS)
-            writer.writeheader()
-            writer.writerows(table.values())
-        os.replace(temporary, path)
+    with blame(f'--output {path}', OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+        writer = csv.DictWriter(f, fieldnames=COLUMNS)
+        writer.writeheader()
+        writer.writerows(table.values())
 
 
 def find(rows: Sequence[Row], setting: Setting) -> Dict[str, Row]:

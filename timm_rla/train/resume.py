@@ -5,12 +5,13 @@ the random number generators and the scheduler, `resume-EPOCH-RANK.pth`. It is w
 another name that is then replaced, so that a run killed at any point finds a checkpoint with all that belongs to it.
 """
 import csv
-import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from timm.utils import CheckpointSaver
+
+from ..files import replacing
 
 __all__ = [
     'best_row', 'find_last', 'load_resume_state', 'metric_key', 'read_summary', 'restore_saver', 'save_resume_state',
@@ -34,9 +35,8 @@ def _resume_path(run_dir: Path, epoch: int, rank: int) -> Path:
 def save_resume_state(run_dir: Path, epoch: int, rank: int, state: Dict[str, Any]) -> None:
     """Write what belongs to the checkpoint of an epoch; only this one and the one before are kept."""
     path = _resume_path(run_dir, epoch, rank)
-    temporary = path.with_suffix('.tmp')
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
     kept = sorted(run_dir.glob(f'resume-*-{rank}.pth'), key=lambda p: int(p.name.split('-')[1]))[-2:]
     for old in run_dir.glob(f'resume-*-{rank}.pth'):
         if old not in kept:
@@ -65,11 +65,9 @@ def trim_summary(run_dir: Path, start_epoch: int) -> None:
         return
     with open(path, newline='') as f:
         header, *rows = csv.reader(f)
-    temporary = path.with_suffix('.tmp')
-    with open(temporary, 'w', newline='') as f:
-        whole = (row for row in rows if len(row) == len(header))  # a kill can cut the last one short
+    whole = (row for row in rows if len(row) == len(header))  # a kill can cut the last one short
+    with replacing(path) as temporary, open(temporary, 'w', newline='') as f:
         csv.writer(f).writerows([header, *(row for row in whole if int(row[0]) < start_epoch)])
-    os.replace(temporary, path)
 
 
 def best_row(rows: List[Dict[str, float]], metric: str) -> Optional[Dict[str, float]]:

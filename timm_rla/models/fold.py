@@ -1,4 +1,4 @@
-"""Folding for inference: what is constant in evaluation is multiplied out once, by `timm.models.reparameterize_model`.
+"""Folding for inference: what is constant in evaluation is multiplied out once, by `timm.utils.reparameterize_model`.
 
 Each batch norm goes into the convolution before it. With global average pooling as context, all that lies between the
 pooled features of a block and the gates of the LSTM is linear: resampling and W_ih, and in a bottleneck also the last

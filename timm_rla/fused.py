@@ -105,14 +105,13 @@ class _Statistics(torch.autograd.Function):
     def backward(ctx, g, grad_mean, grad_var):
         z, mean = ctx.saved_tensors
         size = z.shape[2] * z.shape[3]
-        zeros = torch.zeros_like(mean)
-        k2 = zeros if grad_var is None else grad_var * (2 / size)
-        k3 = zeros if grad_mean is None else grad_mean / size
+        k2 = torch.zeros_like(mean) if grad_var is None else grad_var * (2 / size)
+        k3 = torch.zeros_like(mean) if grad_mean is None else grad_mean / size
         if needs_operators(g, grad_mean, grad_var):
             grad = (z - _over_image(mean)) * _over_image(k2) + _over_image(k3)
             return (grad if g is None else grad + g), None
         if g is None:
-            g, scale = torch.zeros_like(z), zeros
+            g, scale = torch.zeros_like(z), torch.zeros_like(mean)
         else:
             scale = ctx.link.scale
         return ctx.link.passes.combine(g, z, mean, scale, k2, k3), None
@@ -223,12 +222,13 @@ def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
         raise ValueError(f'Expected more than 1 value per channel when training, got input size {z.shape}')
     alias, mean, var = _statistics(z, link)  # [B, C]
     batch_mean = mean.mean(0)
-    batch_var = var.mean(0) + mean.var(0, correction=0)
+    centred = mean - batch_mean
+    batch_var = var.mean(0) + centred.square().mean(0)
     if norm.track_running_stats and norm.running_mean is not None:
         with torch.no_grad():
             _update_running_stats(norm, batch_mean, batch_var * (count / (count - 1)))
     scale = norm.weight * (batch_var + norm.eps).rsqrt()
-    pooled = (mean - batch_mean) * scale + norm.bias
+    pooled = centred * scale + norm.bias
     return FusedNorm(z, mean, scale, pooled, pooled, norm.weight.dtype, alias, link)
 
 

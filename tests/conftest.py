@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 import logging
 import shutil
+import sys
 
 import hub_server  # noqa: F401  first of all: it sets what huggingface_hub reads when it is imported
 import pytest
@@ -35,3 +36,11 @@ def fresh_logging():
     handlers = list(logging.root.handlers)
     yield
     logging.root.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled():
+    """Dynamo counts how often it compiles a function, over all models, and gives up at some number."""
+    yield
+    if 'torch._dynamo' in sys.modules:
+        sys.modules['torch._dynamo'].reset()

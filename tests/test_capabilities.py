@@ -443,7 +443,6 @@ def shallow(family):
 
 @pytest.mark.parametrize('training', [False, True])
 def test_compile(shallow, training):
-    torch._dynamo.reset()
     model, x = shallow.train(training), images().double()
     compiled = copy.deepcopy(model)
     # All of inductor but the code that it writes, which takes a C++ compiler minutes. A graph break is an error.
@@ -454,7 +453,6 @@ def test_compile(shallow, training):
 
 
 def test_compile_for_any_batch_size(shallow):
-    torch._dynamo.reset()
     counter, compiled, graphs = torch._dynamo.testing.CompileCounter(), copy.deepcopy(shallow), []
     compiled.compile(backend=counter, fullgraph=True, dynamic=True)
     for batch_size in (2, 3, 5):

@@ -22,7 +22,8 @@ def images():
 
 def assert_same(actual, expected):
     import torch
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    # Not to the bit: where a library maps weights into memory, and BLAS rounds by their alignment, is its own matter
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def assert_trains_lstm(loss, model):

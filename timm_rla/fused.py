@@ -19,7 +19,7 @@ from a module of `timm_rla.kernels`, and two autograd functions hand each other 
 """
 import os
 from types import ModuleType
-from typing import NamedTuple, Optional, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -77,7 +77,7 @@ class _Link:
 
     def __init__(self, passes: ModuleType):
         self.passes = passes
-        self.scale: Optional[torch.Tensor] = None  # [B, C]
+        self.scale: Optional[torch.Tensor] = None  # a gamma rstd [B, C]
 
 
 def _link(z: torch.Tensor) -> Optional[_Link]:
@@ -89,55 +89,137 @@ def _over_image(x: torch.Tensor) -> torch.Tensor:
     return x[:, :, None, None]
 
 
-class _Statistics(torch.autograd.Function):
-    """z -> z, mean and variance over H and W. The gradient of its first output comes without its factor `link.scale`:
-    multiplying by it is part of the one pass that adds up all that makes the gradient of z."""
+class _BatchNorm(NamedTuple):
+    """Batch norm as the statistics of each image make it."""
+    mean: torch.Tensor  # mu [C]
+    var: torch.Tensor  # [C]
+    centred: torch.Tensor  # m - mu [B, C]
+    rstd: torch.Tensor  # [C]
+    scale: torch.Tensor  # gamma rstd [C]
+    pooled: torch.Tensor  # p [B, C]
+
+
+def _batch_norm(
+        mean: torch.Tensor,
+        var: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+) -> _BatchNorm:
+    batch_mean = mean.mean(0)
+    centred = mean - batch_mean
+    batch_var = var.mean(0) + centred.square().mean(0)
+    rstd = (batch_var + eps).rsqrt()
+    scale = weight * rstd
+    return _BatchNorm(batch_mean, batch_var, centred, rstd, scale, centred * scale + bias)
+
+
+def _normalize(z: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> Tuple[torch.Tensor, ...]:
+    """z, m, gamma rstd and p; mean and variance of the batch."""
+    volume = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    var, mean = torch.var_mean(volume, (2, 3), correction=0)
+    norm = _batch_norm(mean, var, weight, bias, eps)
+    return z, mean, norm.scale, norm.pooled, norm.mean, norm.var
+
+
+def _gate(
+        z: torch.Tensor,
+        mean: torch.Tensor,
+        scale: torch.Tensor,
+        offset: torch.Tensor,
+        gate: torch.Tensor,
+) -> torch.Tensor:
+    """a A_l"""
+    return (z - _over_image(mean)) * _over_image(gate * scale) + _over_image(gate * offset)
+
+
+def _differentiate(
+        formula: Callable[..., Sequence[torch.Tensor]],
+        inputs: Sequence[torch.Tensor],
+        grads: Sequence[Optional[torch.Tensor]],
+) -> List[Optional[torch.Tensor]]:
+    """Backward pass of a formula by torch's own operators, which may be differentiated again or take a batch."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [x.view_as(x) for x in inputs]  # which do not depend on each other
+        pairs = [pair for pair in zip(formula(*inputs), grads) if pair[0].requires_grad and pair[1] is not None]
+        outputs, grads = zip(*pairs)
+        wanted = [x for x in inputs if x.requires_grad]
+        found = torch.autograd.grad(outputs, wanted, grads, create_graph=create_graph, allow_unused=True)
+    by_input = iter(found)
+    return [next(by_input) if x.requires_grad else None for x in inputs]
+
+
+class _Normalize(torch.autograd.Function):
+    """`_normalize`. The gradient of its first output comes without its factor `link.scale`: multiplying by it is part of
+    the one pass that adds up all that makes the gradient of z."""
 
     @staticmethod
-    def forward(ctx, z, link):
+    def forward(ctx, z, weight, bias, eps, link):
         mean, var = link.passes.statistics(z)
-        ctx.link = link
-        ctx.save_for_backward(z, mean)
+        norm = _batch_norm(mean, var, weight, bias, eps)
+        ctx.link, ctx.eps = link, eps
+        ctx.save_for_backward(z, weight, bias, mean, norm.mean, norm.rstd, norm.scale)
+        ctx.mark_non_differentiable(norm.mean, norm.var)
         ctx.set_materialize_grads(False)
-        return z, mean, var
+        return z, mean, norm.scale, norm.pooled, norm.mean, norm.var
 
     @staticmethod
-    def backward(ctx, g, grad_mean, grad_var):
-        z, mean = ctx.saved_tensors
-        size = z.shape[2] * z.shape[3]
-        k2 = torch.zeros_like(mean) if grad_var is None else grad_var * (2 / size)
-        k3 = torch.zeros_like(mean) if grad_mean is None else grad_mean / size
-        if needs_operators(g, grad_mean, grad_var):
-            grad = (z - _over_image(mean)) * _over_image(k2) + _over_image(k3)
-            return (grad if g is None else grad + g), None
+    def backward(ctx, g, grad_mean, grad_scale, grad_pooled, *_):
+        z, weight, bias, mean, batch_mean, rstd, scale = ctx.saved_tensors
+        if needs_operators(g, grad_mean, grad_scale, grad_pooled):
+            grads = _differentiate(
+                lambda *inputs: _normalize(*inputs, ctx.eps), (z, weight, bias), (g, grad_mean, grad_scale, grad_pooled))
+            return *grads, None, None
+        batch, _, height, width = z.shape
+        centred = mean - batch_mean
+        grad_m, grad_var, grad_weight, grad_bias = torch.zeros_like(mean), torch.zeros_like(scale), None, None
+        if grad_mean is not None:
+            grad_m = grad_mean
+        if grad_pooled is not None:
+            grad_bias = grad_pooled.sum(0)
+            grad_m = torch.addcmul(grad_m, grad_pooled - grad_bias / batch, scale)
+            slope = (grad_pooled * centred).sum(0)
+            grad_scale = slope if grad_scale is None else grad_scale + slope
+        if grad_scale is not None:
+            grad_weight = grad_scale * rstd
+            grad_var = -0.5 * grad_weight * scale * rstd
+            grad_m = torch.addcmul(grad_m, centred, grad_var, value=2 / batch)
+        factor = ctx.link.scale
         if g is None:
-            g, scale = torch.zeros_like(z), torch.zeros_like(mean)
-        else:
-            scale = ctx.link.scale
-        return ctx.link.passes.combine(g, z, mean, scale, k2, k3), None
+            g, factor = torch.zeros_like(z), torch.zeros_like(mean)
+        size = height * width
+        grad_var = (grad_var * (2 / (batch * size))).expand_as(mean)
+        return ctx.link.passes.combine(g, z, mean, factor, grad_var, grad_m / size), grad_weight, grad_bias, None, None
 
 
-class _Apply(torch.autograd.Function):
-    """relu((z - mean) * scale + shift + shortcut). The gradient of z goes to the first output of _Statistics, `alias`,
-    which goes nowhere else."""
+class _GateAndAdd(torch.autograd.Function):
+    """relu(a A_l + shortcut). The gradient of z goes to the first output of `_Normalize`, `alias`, which goes nowhere
+    else."""
 
     @staticmethod
-    def forward(ctx, alias, z, mean, scale, shift, shortcut, link):
-        out = link.passes.apply(z, mean, scale, shift, shortcut)
-        link.scale = scale.detach()  # its own graph leads back to the link: a circle that nobody would free
+    def forward(ctx, alias, z, mean, scale, offset, gate, shortcut, link):
+        factor = gate * scale
+        out = link.passes.apply(z, mean, factor, gate * offset, shortcut)
         ctx.link = link
-        ctx.save_for_backward(out, z, mean, scale)
+        link.scale = factor
+        ctx.save_for_backward(out, z, mean, scale, offset, gate)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        out, z, mean, scale = ctx.saved_tensors
+        out, *inputs = ctx.saved_tensors
         if needs_operators(grad):
             g = torch.ops.aten.threshold_backward(grad, out, 0)
-            grad_scale, grad_shift = (g * (z - _over_image(mean))).sum((2, 3)), g.sum((2, 3))
-            return g * _over_image(scale), None, -scale * grad_shift, grad_scale, grad_shift, g, None
+            grad_z, *grads = _differentiate(lambda *inputs: [_gate(*inputs)], inputs, [g])
+            return grad_z, None, *grads, g, None
+        z, mean, scale, offset, gate = inputs
         g, sum_g, sum_gz = ctx.link.passes.reduce(grad, out, z, mean)
-        return g, None, -scale * sum_g, sum_gz, sum_g, g, None
+        grad_offset = sum_g * gate
+        grad_gate = torch.addcmul(sum_gz * scale, sum_g, offset)
+        if gate.shape[1] == 1:
+            grad_gate = grad_gate.sum(1, keepdim=True)
+        return g, None, -scale * grad_offset, (sum_gz * gate).sum(0), grad_offset, grad_gate, g, None
 
 
 class FusedNorm(NamedTuple):
@@ -148,7 +230,7 @@ class FusedNorm(NamedTuple):
     offset: torch.Tensor  # [B, C] or [C]
     pooled: Optional[torch.Tensor]  # [B, C], global average pooling of A_l, if that is known already
     dtype: torch.dtype  # of the norm's parameters, and so of what is pooled
-    alias: torch.Tensor  # z, to which _Apply gives the gradient of z
+    alias: torch.Tensor  # z, to which _GateAndAdd gives the gradient of z
     link: Optional[_Link]  # None when compiled
 
     def mean_pooled(self) -> torch.Tensor:
@@ -167,11 +249,10 @@ class FusedNorm(NamedTuple):
 
     def gate_and_add(self, gate: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """relu(gate * A_l + shortcut), with the gate [B, 1] or [B, C] and the shortcut [B, C, H, W]."""
-        scale, shift = gate * self.scale, gate * self.offset
+        parts = self.z, self.mean, self.scale, self.offset, gate
         if self.link is not None:
-            return _Apply.apply(self.alias, self.z, self.mean, scale, shift, shortcut, self.link)
-        out = (self.z - _over_image(self.mean)) * _over_image(scale) + _over_image(shift) + shortcut
-        return out.to(self.z.dtype).relu()
+            return _GateAndAdd.apply(self.alias, *parts, shortcut, self.link)
+        return (_gate(*parts) + shortcut).to(self.z.dtype).relu()
 
 
 def _update_running_stats(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.Tensor) -> None:
@@ -183,14 +264,6 @@ def _update_running_stats(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.T
         momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
     norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)
-
-
-def _statistics(z: torch.Tensor, link: Optional[_Link]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    if link is not None:
-        return _Statistics.apply(z, link)
-    volume = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    var, mean = torch.var_mean(volume, (2, 3), correction=0)
-    return z, mean, var
 
 
 def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
@@ -220,15 +293,12 @@ def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
         return None
     if count == 1:
         raise ValueError(f'Expected more than 1 value per channel when training, got input size {z.shape}')
-    alias, mean, var = _statistics(z, link)  # [B, C]
-    batch_mean = mean.mean(0)
-    centred = mean - batch_mean
-    batch_var = var.mean(0) + centred.square().mean(0)
+    inputs = z, norm.weight, norm.bias, norm.eps
+    alias, mean, scale, pooled, batch_mean, batch_var = (
+        _normalize(*inputs) if link is None else _Normalize.apply(*inputs, link))
     if norm.track_running_stats and norm.running_mean is not None:
         with torch.no_grad():
             _update_running_stats(norm, batch_mean, batch_var * (count / (count - 1)))
-    scale = norm.weight * (batch_var + norm.eps).rsqrt()
-    pooled = centred * scale + norm.bias
     return FusedNorm(z, mean, scale, pooled, pooled, norm.weight.dtype, alias, link)
 
 

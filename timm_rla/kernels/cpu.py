@@ -36,9 +36,15 @@ def _affine(z: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, shift: tor
 
 
 def statistics(z: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance over H and W: [B, C, H, W] -> [B, C] each."""
-    mean, var = torch.batch_norm_update_stats(_rows(z), None, None, 0.)
-    return mean.view(z.shape[:2]), var.view(z.shape[:2])
+    """Mean and biased variance over H and W: [B, C, H, W] -> [B, C] each.
+
+    By group norm with a group for each channel: it alone adds up in vectors, and in a stable way. That its output is
+    not wanted matters less: `batch_norm_update_stats`, with sums in double precision, takes three times as long.
+    """
+    batch, channels, height, width = z.shape
+    tiny = torch.finfo(z.dtype).tiny  # keeps the reciprocal of the standard deviation finite
+    _, mean, rstd = torch.native_group_norm(z, None, None, batch, channels, height * width, channels, tiny)
+    return mean, rstd.square().reciprocal() - tiny
 
 
 def apply(

@@ -1,5 +1,6 @@
 """The benchmark: its arithmetic, its table and what it runs. No time is ever tested."""
 import csv
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -9,12 +10,13 @@ import torch
 import torch.nn as nn
 
 from timm_rla import cli
-from timm_rla.benchmark import command, measure, results, suites
+from timm_rla.benchmark import command, measure, results, suites, workload
 from timm_rla.benchmark.suites import SCALING, SUITES, Setting
 from timm_rla.errors import UserError
 
 TINY = Setting(('resnet20_cifar', 'rla_resnet20_cifar'), mode='infer', batch_size=2, img_size=32, device='cpu')
-OPTIONS = ['--device', 'cpu', '--models', *TINY.models, '--batch-size', '2', '--rounds', '2', '--seconds', '0.001']
+OPTIONS = ['--device', 'cpu', '--models', *TINY.models, '--batch-size', '2', '--rounds', '2', '--seconds', '0.001',
+           '--starts', '1']
 
 
 def rows_of(path):
@@ -57,7 +59,7 @@ def test_models_take_turns():
     ('rla_resnet20_cifar', 32, 0.0406, 0.19, 0.27),
 ])
 def test_sizes_are_those_of_timm(name, img_size, gmacs, macts, params):
-    size = measure.count(measure.create(name), img_size)
+    size = workload.count(workload.create(name), img_size)
     assert size['gmacs'] == pytest.approx(gmacs, rel=0.01)  # timm's profiler also counts norms and pooling
     assert round(size['macts'], 2) == macts and round(size['param_count'], 2) == params
 
@@ -72,9 +74,9 @@ def test_peak_memory_is_exact():
         del y
         kept.append(x.clone())  # 4000, in place of the 8000
 
-    assert measure.peak_memory(step) == 12000
+    assert workload.peak_memory(step) == 12000
     kept.clear()
-    assert measure.peak_memory(lambda: kept.append(x.clone())) == 4000  # not less for tensors that were there before
+    assert workload.peak_memory(lambda: kept.append(x.clone())) == 4000  # not less for tensors that were there before
 
 
 @pytest.mark.parametrize('backend', ['', 'aot_eager'])
@@ -86,26 +88,26 @@ def test_memory_of_a_step(backend):
     setting = replace(TINY, batch_size=1024, img_size=16, torchcompile=backend)
     parameters, images, hidden = 4 * (768 * 64 + 64 * 10), 4 * 1024 * 768, 4 * 1024 * 64
 
-    workload = measure.Workload(model, setting)
-    workload.warm_up(1e-3)
+    subject = workload.Workload(model, setting)
+    subject.warm_up(1e-3)
     expected = parameters + images + 8 * 1024 + 2 * hidden  # before and after the ReLU
-    assert expected <= workload.memory() <= expected + 2048
+    assert expected <= subject.memory() <= expected + 2048
 
-    workload = measure.Workload(model, replace(setting, mode='train'))
-    workload.warm_up(1e-3)
-    found = [workload.memory() for _ in range(2)]
+    subject = workload.Workload(model, replace(setting, mode='train'))
+    subject.warm_up(1e-3)
+    found = [subject.memory() for _ in range(2)]
     assert found[0] == found[1]
     assert 2 * parameters + images + 2 * hidden < found[0] < 4 * parameters + images + 4 * hidden
 
 
 def test_names():
-    model = measure.create('rla_resnet20_cifar+hidden_dim=8+layers=(1,1,1)')
+    model = workload.create('rla_resnet20_cifar+hidden_dim=8+layers=(1,1,1)')
     assert model.lstm.hidden_size == 8 and len(model.layer1) == 1 and not model.training
     images = torch.randn(2, 3, 32, 32)
     torch.manual_seed(0)
-    expected = measure.create('rla_resnet20_cifar')(images)
+    expected = workload.create('rla_resnet20_cifar')(images)
     torch.manual_seed(0)
-    torch.testing.assert_close(measure.create('rla_resnet20_cifar+folded')(images), expected)
+    torch.testing.assert_close(workload.create('rla_resnet20_cifar+folded')(images), expected)
 
 
 # Suites
@@ -117,8 +119,8 @@ def test_settings_of_a_suite_differ_and_exist(suite):
     assert len({setting.name for setting in settings}) == len(settings)
     for name in {name for setting in settings for name in setting.models}:
         with torch.device('meta'):
-            measure.create(name.replace('+folded', ''))
-    assert all(setting.precision in measure.PRECISIONS for setting in settings)
+            workload.create(name.replace('+folded', ''))
+    assert all(setting.precision in workload.PRECISIONS for setting in settings)
     assert not any('folded' in name for setting in settings if setting.mode == 'train' for name in setting.models)
 
 
@@ -216,7 +218,7 @@ def test_end_to_end(tmp_path, capsys):
     assert [(row['precision'], row['layout'], row['torchcompile']) for row in rows] == \
         4 * [('float32', 'nchw', 'eager')] + 3 * [('amp_bfloat16', 'nhwc', '')]
     for row in rows[:2]:
-        assert float(row['param_count']) == sum(p.numel() for p in measure.create(row['model']).parameters()) / 1e6
+        assert float(row['param_count']) == sum(p.numel() for p in workload.create(row['model']).parameters()) / 1e6
     assert all(float(row['ratio']) == float(row['memory_ratio']) == 1
                for row in rows if row['model'] == row['baseline'])
     out = capsys.readouterr().out
@@ -295,9 +297,47 @@ def test_suite_without_its_device(capsys):
 
 
 def test_out_of_memory_names_model_and_batch(monkeypatch):
-    def step(self):
+    def call(self, method, *args):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nMore')
 
-    monkeypatch.setattr(measure.Workload, 'step', step)
+    monkeypatch.setattr(measure.Process, 'call', call)
     with pytest.raises(UserError, match='^resnet20_cifar, infer, batch 2, 32 px, float32: CUDA out of memory.* More$'):
         measure.measure(TINY, rounds=1, seconds=1e-3)
+
+
+def test_each_model_runs_in_processes_of_its_own(monkeypatch):
+    """Started anew as often as asked; the rounds are shared out; the threads are those of this process."""
+    started, asked = [], []
+
+    class Fake:
+        def __init__(self, name, setting):
+            started.append(name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            started.append('end')
+
+        def call(self, method, *args):
+            asked.append((method, *args))
+            return {'warm_up': 3, 'memory': 2 ** 20, 'time': 0.5}[method]
+
+    monkeypatch.setattr(measure, 'Process', Fake)
+    rows = measure.measure(TINY, rounds=7, seconds=1e-3, starts=3)
+    assert started == 3 * [*TINY.models, 'end', 'end']
+    assert asked.count(('time', 3)) == 14 and asked.count(('memory',)) == 2 and rows[0]['rounds'] == 7
+    assert asked.index(('time', 3)) == 4 and asked[8:10] == 2 * [('warm_up', 1e-3)]  # two rounds, then three, then two
+
+    monkeypatch.undo()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with measure.Process(TINY.models[0], TINY) as process:
+            assert process.call('warm_up', 1e-3) >= 1
+            assert process._executor.submit(torch.get_num_threads).result() == 1
+            assert process._executor.submit(os.getpid).result() != os.getpid()
+            with pytest.raises(AttributeError, match='no_such_method'):
+                process.call('no_such_method')
+    finally:
+        torch.set_num_threads(threads)

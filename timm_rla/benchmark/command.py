@@ -11,13 +11,14 @@ from timm.utils import setup_default_logging
 from ..environment import describe_environment
 from ..errors import UserError, blame, closest
 from ..train.options import OptionParser
-from .measure import FOLDED, PRECISIONS, measure
+from .measure import measure
 from .results import check_output, find, format_rows, read, update
 from .suites import SUITES, Setting
+from .workload import FOLDED, PRECISIONS
 
 __all__ = ['benchmark_parser', 'main', 'settings']
 
-OF_ANY = ('help', 'suite', 'only', 'missing', 'rounds', 'seconds', 'threads', 'output')  # also together with a suite
+OF_ANY = ('help', 'suite', 'only', 'missing', 'rounds', 'seconds', 'starts', 'threads', 'output')  # also together with a suite
 
 
 def _positive(kind: type):
@@ -34,9 +35,9 @@ def _positive(kind: type):
 def benchmark_parser() -> OptionParser:
     parser = OptionParser(
         prog='timm-rla benchmark',
-        description='Measure what models cost in relation to the first one. They run in turns, round by round, in one '
-                    'process; ratios are taken within a round. Options that timm has, too, are those of its '
-                    'benchmark.py.',
+        description='Measure what models cost in relation to the first one. They run in turns, round by round, each in '
+                    'a process to itself; ratios are taken within a round. Options that timm has, too, are those of '
+                    'its benchmark.py.',
         epilog=f'MODEL+KEY=VALUE is a model with an argument, MODEL+{FOLDED} a model folded for inference by '
                "timm's reparameterize_model.",
     )
@@ -63,6 +64,9 @@ def benchmark_parser() -> OptionParser:
     add = parser.add_argument_group('How').add_argument
     add('--rounds', type=count, default=25, metavar='N', help='rounds')
     add('--seconds', type=seconds, default=0.2, metavar='S', help='time of each model in a round, at least one step')
+    add('--starts', type=count, default=3, metavar='N',
+        help='how often the processes are started, since where its memory lies makes one faster than another; the '
+             'rounds are shared out among the starts')
     add('--threads', type=count, metavar='N', help="threads on the CPU, PyTorch's choice if not given")
     add('--output', metavar='FILE', help='table to write to, results/benchmark-SUITE.csv for a suite')
     return parser
@@ -83,7 +87,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         plan = [setting for setting in plan if not _is_measured(setting, output)]
 
     for index, setting in enumerate(plan, start=1):
-        rows = measure(setting, args.rounds, args.seconds, label=f'[{index}/{len(plan)}] {setting.name}')
+        rows = measure(setting, args.rounds, args.seconds, args.starts, label=f'[{index}/{len(plan)}] {setting.name}')
         print(f'\n{setting.name}, {setting.precision}, {rows[0]["hardware"]}\n{format_rows(rows)}\n', flush=True)
         if output is not None:
             update(output, rows)  # after each setting, so that an interrupted run keeps what it has

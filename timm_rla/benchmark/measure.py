@@ -1,215 +1,74 @@
-"""Time, memory and size of models that run beside each other in one process.
+"""Speed and memory of models beside each other.
 
 Speed on a shared machine drifts by more than the differences in question. So the models take turns: in each round each
 of them runs for one slice of time, and only times of the same round are compared. The median of these ratios is the
 result, their quartiles say how far to trust it.
+
+Each model has a process to itself, as it has in use. In a process that they share, the largest of them makes the
+allocator hold memory that the others then need not ask the system for, and the smallest seems faster than it is. And
+where the memory of a process lies makes up to 4 % on a CPU, so that all processes are started anew now and then.
 """
-import argparse
-import gc
-import json
 import logging
-import math
-import os
-import tempfile
-import time
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from multiprocessing import get_context
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.utils import ParseKwargs, reparameterize_model
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..environment import describe_environment
-from ..errors import UserError, blame
+from ..errors import blame
 from ..train.progress import Progress
-from ..train.setup import build_model
 from .suites import Setting
+from .workload import Workload, count, create
 
-__all__ = ['FOLDED', 'PRECISIONS', 'count', 'create', 'measure', 'peak_memory', 'summarize', 'take_turns']
+__all__ = ['measure', 'summarize', 'take_turns']
 
 _logger = logging.getLogger(__name__)
 
-
-class Precision(NamedTuple):
-    dtype: torch.dtype  # of parameters and images
-    autocast: Optional[torch.dtype]
-
-
-PRECISIONS = {  # names of timm's benchmark.py
-    'float32': Precision(torch.float32, None),
-    'float16': Precision(torch.float16, None),
-    'bfloat16': Precision(torch.bfloat16, None),
-    'amp': Precision(torch.float32, torch.float16),
-    'amp_bfloat16': Precision(torch.float32, torch.bfloat16),
-}
-FOLDED = 'folded'
-WARM_UP = 3  # steps; a CUDA graph is recorded in the second
 QUARTILES = (0.25, 0.5, 0.75)
-CUDA_GRAPHS = ('reduce-overhead', 'max-autotune')  # modes in which the allocator does not see a step
 MIB = 2 ** 20
 
-
-def create(name: str) -> nn.Module:
-    """Create a model, in eval mode on the CPU.
-
-    Args:
-        name: A model of timm, then arguments and 'folded', each after a plus: 'rla_resnet50+hidden_dim=128+folded'.
-            Folded is what `timm.utils.reparameterize_model` returns.
-
-    Raises:
-        UserError: No such model or argument.
-    """
-    base, *parts = name.split('+')
-    arguments = [part for part in parts if part != FOLDED]
-    for argument in arguments:
-        if '=' not in argument:
-            raise UserError(f'--model {name}: {argument!r} is neither KEY=VALUE nor {FOLDED}')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('kwargs', nargs='*', action=ParseKwargs)
-    with blame(f'--model {name}'):
-        kwargs = parser.parse_args(arguments).kwargs or {}
-    model = build_model(argparse.Namespace(model=base, model_kwargs=kwargs)).eval()
-    if FOLDED in parts:
-        with blame(f'--model {name}'):
-            model = reparameterize_model(model, inplace=True)
-    return model
+_workload: Optional[Workload] = None  # of a process that runs one model
 
 
-def count(model: nn.Module, img_size: int) -> Dict[str, float]:
-    """Size of a model, in the columns of timm's tables.
+def _start(name: str, setting: Setting, threads: int) -> None:
+    global _workload
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True  # as timm's benchmark.py
+        torch.backends.cudnn.benchmark = True
+    _workload = Workload(create(name), setting)
+
+
+def _call(method: str, *args: Any) -> Any:
+    return getattr(_workload, method)(*args)
+
+
+class Process:
+    """A process that runs one model.
 
     Args:
-        model: In eval mode, on the CPU.
-        img_size: Height and width of the image.
-
-    Returns:
-        Parameters in millions; for one image, multiplications (with addition) of convolutions and matrix products in
-        billions, and values that these write in millions.
-    """
-    aten = torch.ops.aten
-    written = FlopCounterMode(display=False, custom_mapping={
-        op: lambda *args, out_shape, **kwargs: math.prod(out_shape)
-        for op in (aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
-    })
-    flops = FlopCounterMode(display=False)
-    with torch.no_grad(), written, flops:  # they cannot follow modules in inference mode
-        model(torch.zeros(1, 3, img_size, img_size))
-    return dict(
-        gmacs=flops.get_total_flops() / 2e9,
-        macts=written.get_total_flops() / 1e6,
-        param_count=sum(p.numel() for p in model.parameters()) / 1e6,
-    )
-
-
-class Workload:
-    """A model with made-up images; its `step` is one of training, as in timm's benchmark.py, or of inference.
-
-    Args:
-        model: As from `create`.
+        name: As for `create`.
         setting: What to run.
     """
 
-    def __init__(self, model: nn.Module, setting: Setting):
-        device = torch.device(setting.device)
-        dtype, autocast = PRECISIONS[setting.precision]
-        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-        training = setting.mode == 'train'
-        shape = (setting.batch_size, 3, setting.img_size, setting.img_size)
-        self.device = device
-        self.model = model.to(device=device, dtype=dtype, memory_format=layout).train(training)
-        self.images = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=layout)
-        self.labels = torch.randint(model.num_classes, shape[:1], device=device)
-        self.autocast = partial(torch.autocast, device.type, autocast) if autocast else nullcontext
-        self.optimizer = create_optimizer_v2(model, opt='sgd', lr=1e-4) if training else None
-        self.forward = self.model
-        if setting.torchcompile:
-            self.forward = torch.compile(
-                self.model,
-                backend=setting.torchcompile,
-                mode=setting.torchcompile_mode or None,
-                dynamic=False,  # models share code: torch would take what differs between them for a dynamic size
-            )
+    def __init__(self, name: str, setting: Setting):
+        self._executor = ProcessPoolExecutor(1, get_context('spawn'))
+        self._started = self._executor.submit(_start, name, setting, torch.get_num_threads())
 
-    def step(self) -> None:
-        if self.optimizer is None:
-            with torch.inference_mode(), self.autocast():
-                self.forward(self.images)
-            return
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            loss = F.cross_entropy(self.forward(self.images), self.labels)
-        loss.backward()
-        self.optimizer.step()
+    def call(self, method: str, *args: Any) -> Any:
+        """Result of a method of the process's `Workload`; errors are raised here."""
+        self._started.result()
+        return self._executor.submit(_call, method, *args).result()
 
-    def time(self, steps: int) -> float:
-        """Seconds per step over so many steps."""
-        self._synchronize()
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        self._synchronize()
-        return (time.perf_counter() - start) / steps
+    def __enter__(self) -> 'Process':
+        return self
 
-    def warm_up(self, seconds: float) -> int:
-        """Compile and tune; returns the number of steps that take about so many seconds."""
-        for _ in range(WARM_UP):
-            self.step()
-        steps = 1
-        while (elapsed := steps * self.time(steps)) < seconds / 4:
-            steps *= 2
-        return math.ceil(steps * seconds / elapsed)
-
-    def memory(self) -> int:
-        """Most bytes in use in a step: model, gradients, state of the optimizer, images and all in between."""
-        state = []
-        if self.optimizer is not None:
-            self.optimizer.zero_grad(set_to_none=True)  # so that all that the step frees is its own
-            state = [value for values in self.optimizer.state.values() for value in values.values()]
-        gc.collect()
-        tensors = [self.images, self.labels, *self.model.parameters(), *self.model.buffers(), *state]
-        held = sum(t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t))
-        return held + peak_memory(self.step, str(self.device))
-
-    def _synchronize(self) -> None:
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
-
-
-def peak_memory(step: Callable[[], Any], device: str = 'cpu') -> int:
-    """Most bytes that a step allocates at a time, on top of what there is before it.
-
-    PyTorch's allocator tells, so it is exact, and the same for eager and compiled code. What libraries allocate by
-    themselves, such as scratch space of oneDNN, is not in it. A CUDA graph that is replayed allocates nothing.
-    """
-    if device.startswith('cuda'):
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # the profiler else reports its start and the lack of a GPU
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'trace.json'
-        profiler.export_chrome_trace(str(path))
-        events = [e for e in json.loads(path.read_text())['traceEvents'] if e['name'] == '[memory]']
-    sizes: Dict[int, int] = {}  # by address; what was there before and is freed now does not count
-    total = peak = 0
-    for event in sorted(events, key=lambda e: e['ts']):
-        address, size = event['args']['Addr'], event['args']['Bytes']
-        if size > 0:
-            sizes[address] = size
-            total += size
-            peak = max(peak, total)
-        else:
-            total -= sizes.pop(address, 0)
-    return peak
+    def __exit__(self, *error: Any) -> None:
+        self._executor.shutdown(cancel_futures=True)
 
 
 def take_turns(slices: Sequence[Callable[[], float]], rounds: int,
@@ -246,13 +105,14 @@ def summarize(times: torch.Tensor) -> torch.Tensor:
     return (times[:, :1] / times).quantile(torch.tensor(QUARTILES, dtype=times.dtype), dim=0)
 
 
-def measure(setting: Setting, rounds: int, seconds: float, label: str = '') -> List[Dict[str, Any]]:
+def measure(setting: Setting, rounds: int, seconds: float, starts: int = 1, label: str = '') -> List[Dict[str, Any]]:
     """Measure the models of a setting side by side.
 
     Args:
         setting: What to measure.
         rounds: Number of rounds.
         seconds: Time of one slice; at least one step is made.
+        starts: How often the processes are started; the rounds are shared out among the starts, at least one each.
         label: What the progress is shown as, the setting's name if empty.
 
     Returns:
@@ -262,37 +122,42 @@ def measure(setting: Setting, rounds: int, seconds: float, label: str = '') -> L
         UserError: A model cannot be created, or does not run in this setting, for lack of memory or other reasons.
     """
     label = label or setting.name
-    models = [create(name) for name in setting.models]
     sizes = []
-    for name, model in zip(setting.models, models):
+    for name in setting.models:
+        model = create(name)
         with blame(f'{name}, image of {setting.img_size} px', RuntimeError, ValueError):
             sizes.append(count(model, setting.img_size))
 
-    torch.manual_seed(0)
-    torch.compiler.reset()
-    torch._dynamo.config.cache_size_limit = max(8, 2 * len(models))  # compiled forms of the `forward` that they share
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True  # as timm's benchmark.py
-        torch.backends.cudnn.benchmark = True
-    workloads, steps, memory = [], [], []
-    for name, model in zip(setting.models, models):
-        _logger.info(f'{label}: warming up {name}')
+    starts = min(starts, rounds)
+    times: List[torch.Tensor] = []
+    with Progress(label, rounds, interval=max(1, rounds // 5)) as progress:
+        def report(new: torch.Tensor, images: int) -> None:
+            ratios = summarize(torch.cat([*times, new]))[1].tolist()
+            named = zip(setting.models[1:], ratios[1:])
+            progress.update(images, **{name: f'{ratio:.3f}' for name, ratio in named})
+
+        for start in range(starts):
+            share = rounds * (start + 1) // starts - rounds * start // starts
+            with ExitStack() as stack:
+                processes = [stack.enter_context(Process(name, setting)) for name in setting.models]
+                steps = _each(processes, setting, f'{label}: warming up', 'warm_up', seconds)
+                if not start:
+                    memory = _each(processes, setting, f'{label}: memory of', 'memory')
+                slices = [partial(process.call, 'time', n) for process, n in zip(processes, steps)]
+                with blame(label, RuntimeError, MemoryError):
+                    times.append(take_turns(slices, share, partial(report, images=setting.batch_size * sum(steps))))
+    return _rows(setting, torch.cat(times), memory, sizes)
+
+
+def _each(processes: Sequence[Process], setting: Setting, doing: str, method: str, *args: Any) -> List[Any]:
+    """What a method returns in each process, one after the other."""
+    results = []
+    for name, process in zip(setting.models, processes):
+        _logger.info(f'{doing} {name}')
         subject = f'{name}, {setting.mode}, batch {setting.batch_size}, {setting.img_size} px, {setting.precision}'
         with blame(subject, RuntimeError, ValueError, MemoryError):
-            workloads.append(Workload(model, setting))
-            steps.append(workloads[-1].warm_up(seconds))
-            memory.append(math.nan if setting.torchcompile_mode in CUDA_GRAPHS else workloads[-1].memory())
-
-    with Progress(label, rounds, interval=max(1, rounds // 5)) as progress, blame(label, RuntimeError, MemoryError):
-        def report(times: torch.Tensor) -> None:
-            ratios = summarize(times)[1].tolist()
-            progress.update(
-                setting.batch_size * sum(steps),
-                **{name: f'{ratio:.3f}' for name, ratio in zip(setting.models[1:], ratios[1:])},
-            )
-
-        times = take_turns([partial(w.time, n) for w, n in zip(workloads, steps)], rounds, report)
-    return _rows(setting, times, memory, sizes)
+            results.append(process.call(method, *args))
+    return results
 
 
 def _rows(setting: Setting, times: torch.Tensor, memory: List[float], sizes: List[Dict[str, float]]) -> List[Dict]:

@@ -10,12 +10,12 @@ class Setting:
     """Models and the one way in which all of them run.
 
     Args:
-        models: Names in the notation of `measure.create`; ratios refer to the first.
+        models: Names in the notation of `workload.create`; ratios refer to the first.
         mode: 'train' or 'infer'.
         batch_size: Images per step.
         img_size: Their height and width in pixels.
         device: 'cpu', 'cuda' or 'cuda:N'.
-        precision: A key of `measure.PRECISIONS`.
+        precision: A key of `workload.PRECISIONS`.
         channels_last: Use the channels_last memory layout.
         torchcompile: Backend of torch.compile, eager mode if empty.
         torchcompile_mode: Mode of torch.compile, its default if empty.

@@ -1,0 +1,205 @@
+"""A model at work: what it runs as, how long a step takes, how much memory, and how large the model is."""
+import argparse
+import gc
+import json
+import math
+import os
+import tempfile
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, NamedTuple, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.utils import ParseKwargs, reparameterize_model
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import UserError, blame
+from ..train.setup import build_model
+from .suites import Setting
+
+__all__ = ['FOLDED', 'PRECISIONS', 'Workload', 'count', 'create', 'peak_memory']
+
+
+class Precision(NamedTuple):
+    dtype: torch.dtype  # of parameters and images
+    autocast: Optional[torch.dtype]
+
+
+PRECISIONS = {  # names of timm's benchmark.py
+    'float32': Precision(torch.float32, None),
+    'float16': Precision(torch.float16, None),
+    'bfloat16': Precision(torch.bfloat16, None),
+    'amp': Precision(torch.float32, torch.float16),
+    'amp_bfloat16': Precision(torch.float32, torch.bfloat16),
+}
+FOLDED = 'folded'
+WARM_UP = 3  # steps; a CUDA graph is recorded in the second
+CUDA_GRAPHS = ('reduce-overhead', 'max-autotune')  # modes in which the allocator does not see a step
+
+
+def create(name: str) -> nn.Module:
+    """Create a model, in eval mode on the CPU.
+
+    Args:
+        name: A model of timm, then arguments and 'folded', each after a plus: 'rla_resnet50+hidden_dim=128+folded'.
+            Folded is what `timm.utils.reparameterize_model` returns.
+
+    Raises:
+        UserError: No such model or argument.
+    """
+    base, *parts = name.split('+')
+    arguments = [part for part in parts if part != FOLDED]
+    for argument in arguments:
+        if '=' not in argument:
+            raise UserError(f'--model {name}: {argument!r} is neither KEY=VALUE nor {FOLDED}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('kwargs', nargs='*', action=ParseKwargs)
+    with blame(f'--model {name}'):
+        kwargs = parser.parse_args(arguments).kwargs or {}
+    model = build_model(argparse.Namespace(model=base, model_kwargs=kwargs)).eval()
+    if FOLDED in parts:
+        with blame(f'--model {name}'):
+            model = reparameterize_model(model, inplace=True)
+    return model
+
+
+def count(model: nn.Module, img_size: int) -> Dict[str, float]:
+    """Size of a model, in the columns of timm's tables.
+
+    Args:
+        model: In eval mode, on the CPU.
+        img_size: Height and width of the image.
+
+    Returns:
+        Parameters in millions; for one image, multiplications (with addition) of convolutions and matrix products in
+        billions, and values that these write in millions.
+    """
+    aten = torch.ops.aten
+    written = FlopCounterMode(display=False, custom_mapping={
+        op: lambda *args, out_shape, **kwargs: math.prod(out_shape)
+        for op in (aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
+    })
+    flops = FlopCounterMode(display=False)
+    with torch.no_grad(), written, flops:  # they cannot follow modules in inference mode
+        model(torch.zeros(1, 3, img_size, img_size))
+    return dict(
+        gmacs=flops.get_total_flops() / 2e9,
+        macts=written.get_total_flops() / 1e6,
+        param_count=sum(p.numel() for p in model.parameters()) / 1e6,
+    )
+
+
+class Workload:
+    """A model with made-up images; its `step` is one of training, as in timm's benchmark.py, or of inference.
+
+    Args:
+        model: As from `create`.
+        setting: What to run.
+    """
+
+    def __init__(self, model: nn.Module, setting: Setting):
+        device = torch.device(setting.device)
+        dtype, autocast = PRECISIONS[setting.precision]
+        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+        training = setting.mode == 'train'
+        shape = (setting.batch_size, 3, setting.img_size, setting.img_size)
+        self.device = device
+        self.model = model.to(device=device, dtype=dtype, memory_format=layout).train(training)
+        self.images = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=layout)
+        self.labels = torch.randint(model.num_classes, shape[:1], device=device)
+        self.autocast = partial(torch.autocast, device.type, autocast) if autocast else nullcontext
+        self.optimizer = create_optimizer_v2(model, opt='sgd', lr=1e-4) if training else None
+        self.forward = self.model
+        self.graphs = setting.torchcompile_mode in CUDA_GRAPHS
+        if setting.torchcompile:
+            self.forward = torch.compile(
+                self.model,
+                backend=setting.torchcompile,
+                mode=setting.torchcompile_mode or None,
+            )
+
+    def step(self) -> None:
+        if self.optimizer is None:
+            with torch.inference_mode(), self.autocast():
+                self.forward(self.images)
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            loss = F.cross_entropy(self.forward(self.images), self.labels)
+        loss.backward()
+        self.optimizer.step()
+
+    def time(self, steps: int) -> float:
+        """Seconds per step over so many steps."""
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self._synchronize()
+        return (time.perf_counter() - start) / steps
+
+    def warm_up(self, seconds: float) -> int:
+        """Compile and tune; returns the number of steps that take about so many seconds."""
+        for _ in range(WARM_UP):
+            self.step()
+        steps = 1
+        while (elapsed := steps * self.time(steps)) < seconds / 4:
+            steps *= 2
+        return math.ceil(steps * seconds / elapsed)
+
+    def memory(self) -> float:
+        """Most bytes in use in a step: model, gradients, state of the optimizer, images and all in between.
+
+        Not known, and NaN, for CUDA graphs.
+        """
+        if self.graphs:
+            return math.nan
+        state = []
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)  # so that all that the step frees is its own
+            state = [value for values in self.optimizer.state.values() for value in values.values()]
+        gc.collect()
+        tensors = [self.images, self.labels, *self.model.parameters(), *self.model.buffers(), *state]
+        held = sum(t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t))
+        return held + peak_memory(self.step, str(self.device))
+
+    def _synchronize(self) -> None:
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+
+
+def peak_memory(step: Callable[[], Any], device: str = 'cpu') -> int:
+    """Most bytes that a step allocates at a time, on top of what there is before it.
+
+    PyTorch's allocator tells, so it is exact, and the same for eager and compiled code. What libraries allocate by
+    themselves, such as scratch space of oneDNN, is not in it. A CUDA graph that is replayed allocates nothing.
+    """
+    if device.startswith('cuda'):
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # the profiler else reports its start and the lack of a GPU
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'trace.json'
+        profiler.export_chrome_trace(str(path))
+        events = [e for e in json.loads(path.read_text())['traceEvents'] if e['name'] == '[memory]']
+    sizes: Dict[int, int] = {}  # by address; what was there before and is freed now does not count
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e['ts']):
+        address, size = event['args']['Addr'], event['args']['Bytes']
+        if size > 0:
+            sizes[address] = size
+            total += size
+            peak = max(peak, total)
+        else:
+            total -= sizes.pop(address, 0)
+    return peak

@@ -232,6 +232,7 @@ class FusedNorm(NamedTuple):
     dtype: torch.dtype  # of the norm's parameters, and so of what is pooled
     alias: torch.Tensor  # z, to which _GateAndAdd gives the gradient of z
     link: Optional[_Link]  # None when compiled
+    overwrite: bool = False  # whether z may be, since nothing else needs it
 
     def mean_pooled(self) -> torch.Tensor:
         """Global average pooling of A_l [B, C]."""
@@ -250,6 +251,8 @@ class FusedNorm(NamedTuple):
     def gate_and_add(self, gate: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """relu(gate * A_l + shortcut), with the gate [B, 1] or [B, C] and the shortcut [B, C, H, W]."""
         parts = self.z, self.mean, self.scale, self.offset, gate
+        if self.overwrite:
+            return self.link.passes.apply(self.z, self.mean, gate * self.scale, gate * self.offset, shortcut, self.z)
         if self.link is not None:
             return _GateAndAdd.apply(self.alias, *parts, shortcut, self.link)
         return (_gate(*parts) + shortcut).to(self.z.dtype).relu()
@@ -302,13 +305,19 @@ def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
     return FusedNorm(z, mean, scale, pooled, pooled, norm.weight.dtype, alias, link)
 
 
-def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Tensor]) -> Optional[FusedNorm]:
+def fused_eval_norm(
+        z: torch.Tensor,
+        norm: nn.Module,
+        pooled: Optional[torch.Tensor],
+        overwrite: bool,
+) -> Optional[FusedNorm]:
     """Batch norm of a volume in evaluation, in eager mode and without gradients, not carried out but taken apart.
 
     Args:
         z: Input of the batch norm [B, C, H, W].
         norm: The norm layer.
         pooled: Its output after global average pooling [B, C], if that is known already.
+        overwrite: Whether nothing else needs z.
 
     Returns:
         None where there is no fused form, as for `fused_norm`, and when compiled or with gradients.
@@ -324,4 +333,4 @@ def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Ten
     ones, zeros = torch.ones_like(norm.running_mean), torch.zeros_like(norm.running_mean)
     scale = F.batch_norm(ones[None], zeros, norm.running_var, norm.weight, eps=norm.eps).squeeze(0)
     mean = norm.running_mean.expand(z.shape[:2])
-    return FusedNorm(z, mean, scale, norm.bias, pooled, norm.weight.dtype, z, link)
+    return FusedNorm(z, mean, scale, norm.bias, pooled, norm.weight.dtype, z, link, overwrite)

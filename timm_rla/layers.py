@@ -107,9 +107,20 @@ def lstm_step(gates: torch.Tensor, state: Optional[LSTMState], weights: LSTMWeig
     return LSTMState(o.sigmoid() * c.tanh(), c)
 
 
-def scale_and_add(x: torch.Tensor, attention: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-    """Scale a feature volume [B, C, H, W] by its layer attention, [B, 1] or [B, C], and add the shortcut (eq. 5)."""
-    return torch.addcmul(shortcut, x, attention[:, :, None, None])
+def scale_and_add(
+        x: torch.Tensor,
+        attention: torch.Tensor,
+        shortcut: torch.Tensor,
+        overwrite: bool = False,
+) -> torch.Tensor:
+    """Scale a feature volume [B, C, H, W] by its layer attention, [B, 1] or [B, C], and add the shortcut (eq. 5).
+
+    `overwrite` says that nothing else needs the volume, which the result then replaces where types allow it.
+    """
+    attention = attention[:, :, None, None]
+    if overwrite and x.dtype == attention.dtype == shortcut.dtype:
+        return x.mul_(attention).add_(shortcut)  # new memory takes longer than a second pass
+    return torch.addcmul(shortcut, x, attention)
 
 
 class Context(nn.Module):

@@ -100,9 +100,11 @@ class RecurrentBlock(nn.Module):
             Output of the block [B, C, H, W], its state.
         """
         pooled: Optional[torch.Tensor] = None
+        overwrite = False
         if not torch.jit.is_scripting():
+            overwrite = self.is_last_to_see(z)
             pooled = self.pool_early(x)
-            norm = self.fused_norm(z, pooled)
+            norm = self.fused_norm(z, pooled, overwrite)
             if norm is not None:
                 return self.attend_fused(norm, shortcut, state, weights)
         features = self.last_norm(z)
@@ -116,7 +118,7 @@ class RecurrentBlock(nn.Module):
             attention = self.drop_path(attention)  # which drops the branch and writes less
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        return self.last_act(scale_and_add(features, attention, shortcut)), state
+        return self.last_act(scale_and_add(features, attention, shortcut, overwrite)), state
 
     def attend_fused(
             self,
@@ -136,7 +138,23 @@ class RecurrentBlock(nn.Module):
             shortcut = self.downsample(shortcut)
         return norm.gate_and_add(gate, shortcut), state
 
-    def fused_norm(self, z: torch.Tensor, pooled: Optional[torch.Tensor]) -> Optional[FusedNorm]:
+    def is_last_to_see(self, z: torch.Tensor) -> bool:
+        """Whether the output of the last convolution, and of what follows, may be overwritten: no backward pass will
+        need it, and nobody looks at it."""
+        conv, norm, _ = self.last_layers()
+        return (
+            not torch.is_grad_enabled()
+            and in_plain_eager_mode(z)
+            and type(conv) is nn.Conv2d
+            and not any(is_hooked(module) for module in (conv, norm, self.se) if module is not None)
+        )
+
+    def fused_norm(
+            self,
+            z: torch.Tensor,
+            pooled: Optional[torch.Tensor],
+            overwrite: bool,
+    ) -> Optional[FusedNorm]:
         """The last norm taken apart, if a block like this one has a fused form and nobody looks at what it hides."""
         _, norm, act = self.last_layers()
         plain = (
@@ -148,7 +166,7 @@ class RecurrentBlock(nn.Module):
             return None
         fused = fused_norm(z, norm)
         if fused is None and self.se is None:  # its rounding would be another one, and a warm start not exact
-            fused = fused_eval_norm(z, norm, pooled)
+            fused = fused_eval_norm(z, norm, pooled, overwrite)
         return fused
 
     def pool_early(self, x: torch.Tensor) -> Optional[torch.Tensor]:

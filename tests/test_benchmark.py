@@ -296,40 +296,45 @@ def test_suite_without_its_device(capsys):
     assert 'cuda' in device and 'resnet34' in only and 'resnet50-train-compiled' in only
 
 
-def test_out_of_memory_names_model_and_batch(monkeypatch):
-    def call(self, method, *args):
-        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nMore')
+class FakeProcess:
+    """Answers as a process would that needs no time; `log` tells what was asked of all of them."""
+    log = []
 
-    monkeypatch.setattr(measure.Process, 'call', call)
+    def __init__(self, name, setting):
+        self.log.append(name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.log.append('end')
+
+    def call(self, method, *args):
+        self.log.append((method, *args))
+        return {'warm_up': 3, 'memory': 2 ** 20, 'time': 0.5}[method]
+
+
+def test_out_of_memory_names_model_and_batch(monkeypatch):
+    class Full(FakeProcess):
+        def call(self, method, *args):
+            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nMore')
+
+    monkeypatch.setattr(measure, 'Process', Full)
     with pytest.raises(UserError, match='^resnet20_cifar, infer, batch 2, 32 px, float32: CUDA out of memory.* More$'):
         measure.measure(TINY, rounds=1, seconds=1e-3)
 
 
-def test_each_model_runs_in_processes_of_its_own(monkeypatch):
-    """Started anew as often as asked; the rounds are shared out; the threads are those of this process."""
-    started, asked = [], []
-
-    class Fake:
-        def __init__(self, name, setting):
-            started.append(name)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            started.append('end')
-
-        def call(self, method, *args):
-            asked.append((method, *args))
-            return {'warm_up': 3, 'memory': 2 ** 20, 'time': 0.5}[method]
-
-    monkeypatch.setattr(measure, 'Process', Fake)
+def test_processes_are_started_anew_and_share_the_rounds(monkeypatch):
+    monkeypatch.setattr(measure, 'Process', FakeProcess)
+    monkeypatch.setattr(FakeProcess, 'log', [])
     rows = measure.measure(TINY, rounds=7, seconds=1e-3, starts=3)
-    assert started == 3 * [*TINY.models, 'end', 'end']
-    assert asked.count(('time', 3)) == 14 and asked.count(('memory',)) == 2 and rows[0]['rounds'] == 7
-    assert asked.index(('time', 3)) == 4 and asked[8:10] == 2 * [('warm_up', 1e-3)]  # two rounds, then three, then two
+    start, time, end = [*TINY.models, *2 * [('warm_up', 1e-3)]], ('time', 3), ['end', 'end']
+    memory = 2 * [('memory',)]
+    assert FakeProcess.log == [*start, *memory, *4 * [time], *end, *start, *4 * [time], *end, *start, *6 * [time], *end]
+    assert [row['rounds'] for row in rows] == [7, 7] and rows[1]['ratio'] == 1
 
-    monkeypatch.undo()
+
+def test_a_process_runs_one_model():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

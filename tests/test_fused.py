@@ -175,6 +175,33 @@ def test_both_forms_agree_in_evaluation(layout, variant, context, taken):
                     step(model, x[:, :, :32, :48], 'off', backward=False))
 
 
+@pytest.mark.parametrize('folded', [False, True])
+@pytest.mark.parametrize('mode', ['on', 'off'])
+@pytest.mark.parametrize('layer', ['conv3', 'bn3', 'se', 'none'])
+def test_what_somebody_saw_is_not_overwritten(layer, mode, folded):
+    """In evaluation a block writes its result over the output of its last convolution, but not under anybody's eyes."""
+    model = tiny_model('bottleneck', 'rla_se' if layer == 'se' else 'rla', torch.float64).eval()
+    x = images('bottleneck', torch.float64)
+    expected = model(x)  # with gradients: nothing is overwritten
+    if folded:
+        model = timm.utils.reparameterize_model(model)
+    fused.set_fused(mode)
+    block, seen = model.layer2[0], []
+    if layer != 'none':
+        getattr(block, layer).register_forward_hook(lambda m, args, out: seen.append((out, out.clone())))
+    else:
+        block.conv3.forward = lambda z, forward=block.conv3.forward: seen.append(forward(z)) or seen[0]
+    with torch.no_grad():
+        y = model(x)
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+    if layer != 'none':
+        (got, then), = seen
+        assert torch.equal(got, then)
+    else:
+        # the block's ReLU went over it, or over the output of a norm that stands apart
+        assert (seen[0] >= 0).all() == (mode == 'on' or folded)
+
+
 def test_evaluation_pools_before_a_last_1x1_convolution():
     model = tiny_model('bottleneck', dtype=torch.float64).eval()
     x = images('bottleneck', torch.float64)
@@ -455,6 +482,8 @@ def test_cpu_passes():
     out = cpu.apply(z, mean, scale, shift, shortcut)
     expected = (centred * scale[:, :, None, None] + shift[:, :, None, None] + shortcut).clamp(min=0)
     torch.testing.assert_close(out, expected, rtol=1e-13, atol=1e-13)
+    written = z.clone()
+    assert cpu.apply(written, mean, scale, shift, shortcut, written) is written and torch.equal(written, out)
     g, sum_g, sum_gz = cpu.reduce(grad, out, z, mean)
     torch.testing.assert_close(g, torch.where(out > 0, grad, 0.))
     torch.testing.assert_close(sum_g, g.sum((2, 3)), rtol=1e-13, atol=1e-13)

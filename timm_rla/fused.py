@@ -151,8 +151,8 @@ def _differentiate(
 
 
 class _Normalize(torch.autograd.Function):
-    """`_normalize`. The gradient of its first output comes without its factor `link.scale`: multiplying by it is part of
-    the one pass that adds up all that makes the gradient of z."""
+    """`_normalize`. The gradient of its first output comes without its factor `link.scale`: multiplying by it is part
+    of the one pass that adds up all that makes the gradient of z."""
 
     @staticmethod
     def forward(ctx, z, weight, bias, eps, link):
@@ -167,10 +167,9 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g, grad_mean, grad_scale, grad_pooled, *_):
         z, weight, bias, mean, batch_mean, rstd, scale = ctx.saved_tensors
-        if needs_operators(g, grad_mean, grad_scale, grad_pooled):
-            grads = _differentiate(
-                lambda *inputs: _normalize(*inputs, ctx.eps), (z, weight, bias), (g, grad_mean, grad_scale, grad_pooled))
-            return *grads, None, None
+        grads = g, grad_mean, grad_scale, grad_pooled
+        if needs_operators(*grads):
+            return *_differentiate(lambda *inputs: _normalize(*inputs, ctx.eps), (z, weight, bias), grads), None, None
         batch, _, height, width = z.shape
         centred = mean - batch_mean
         grad_m, grad_var, grad_weight, grad_bias = torch.zeros_like(mean), torch.zeros_like(scale), None, None

@@ -18,7 +18,8 @@ from .workload import FOLDED, PRECISIONS
 
 __all__ = ['benchmark_parser', 'main', 'settings']
 
-OF_ANY = ('help', 'suite', 'only', 'missing', 'rounds', 'seconds', 'starts', 'threads', 'output')  # also together with a suite
+# options that go together with a suite, too
+OF_ANY = ('help', 'suite', 'only', 'missing', 'rounds', 'seconds', 'starts', 'threads', 'output')
 
 
 def _positive(kind: type):

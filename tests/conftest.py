@@ -7,6 +7,7 @@ import hub_server  # noqa: F401  first of all: it sets what huggingface_hub read
 import pytest
 import torch
 
+from timm_rla import fused
 from timm_rla.quickstart import write_digits
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
@@ -44,3 +45,10 @@ def forget_compiled():
     yield
     if 'torch._dynamo' in sys.modules:
         sys.modules['torch._dynamo'].reset()
+
+
+@pytest.fixture(autouse=True)
+def restore_form():
+    """The form of the blocks that a test has chosen ends with it."""
+    yield
+    fused.set_fused('on')

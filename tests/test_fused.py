@@ -18,12 +18,6 @@ from timm_rla.shared import SharedWeight, share_weight, shared_linear
 ATOL = 1e-10
 
 
-@pytest.fixture(autouse=True)
-def fresh_mode():
-    yield
-    fused.set_fused('on')
-
-
 @pytest.fixture
 def taken(monkeypatch):
     """Counts the blocks that took the fused form."""

@@ -11,12 +11,6 @@ FORMS = [('off', {}), ('on', {}), ('on', dict(context='gmp')), ('on', dict(conte
          ('on', dict(vector=True)), ('on', dict(attn_layer='se')), ('on', dict(drop_path_rate=0.2))]
 
 
-@pytest.fixture(autouse=True)
-def restore_form():
-    yield
-    fused.set_fused('on')
-
-
 class NoValues(TorchDispatchMode):
     """Fails at every operator that has to know values of a tensor on the host."""
 

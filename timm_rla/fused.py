@@ -12,7 +12,7 @@ One reduction serves both batch norm and context, and A_l is never written. Back
 g and of g (z - m), which are all that the [B, C] tensors in between want, and one more pass the gradient of z.
 
 In evaluation, where nothing is recorded for a backward pass, batch norm is a part of the last pass as well, with its
-running mean in place of m and beta in place of p.
+running mean in place of m and beta in place of p, and that pass may go over z itself.
 
 When compiled, these formulas are enough, since the compiler makes the passes of them. In eager mode the passes come
 from a module of `timm_rla.kernels`, and two autograd functions hand each other what they need for them.

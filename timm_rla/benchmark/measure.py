@@ -4,14 +4,12 @@ Speed on a shared machine drifts by more than the differences in question. So th
 of them runs for one slice of time, and only times of the same round are compared. The median of these ratios is the
 result, their quartiles say how far to trust it.
 
-On a CPU memory has two more effects of this size, which have nothing to do with the models. Where that of a process
-lies makes up to 4 %: so each model has a process to itself, and all of them are started anew now and then. And the C
-library gives large blocks back to the system and asks for them again, 0 to 100,000 pages in a step of one and the same
-model: here it keeps what it has.
+Each model has a process to itself, as it has in use: in one that they share, the largest of them makes the C library
+hold memory that the others then need not ask the system for. Where a process's memory lies, and how much of it a step
+gives back to the system and takes again, makes some percent on a CPU, so that all processes are started anew now and
+then.
 """
-import ctypes
 import logging
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -36,17 +34,8 @@ MIB = 2 ** 20
 _workload: Optional[Workload] = None  # of a process that runs one model
 
 
-def _keep_memory() -> None:
-    """Let glibc keep all memory that is freed: M_MMAP_MAX = 0, M_TRIM_THRESHOLD = -1."""
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-    if mallopt is not None:
-        mallopt(-4, 0)
-        mallopt(-1, -1)
-
-
 def _start(name: str, setting: Setting, threads: int) -> None:
     global _workload
-    _keep_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if torch.cuda.is_available():

@@ -161,7 +161,6 @@ class _Normalize(torch.autograd.Function):
         ctx.link, ctx.eps = link, eps
         ctx.save_for_backward(z, weight, bias, mean, norm.mean, norm.rstd, norm.scale)
         ctx.mark_non_differentiable(norm.mean, norm.var)
-        ctx.set_materialize_grads(False)
         return z, mean, norm.scale, norm.pooled, norm.mean, norm.var
 
     @staticmethod
@@ -171,23 +170,14 @@ class _Normalize(torch.autograd.Function):
         if needs_operators(*grads):
             return *_differentiate(lambda *inputs: _normalize(*inputs, ctx.eps), (z, weight, bias), grads), None, None
         batch, _, height, width = z.shape
-        centred = mean - batch_mean
-        grad_m, grad_var, grad_weight, grad_bias = torch.zeros_like(mean), torch.zeros_like(scale), None, None
-        if grad_mean is not None:
-            grad_m = grad_mean
-        if grad_pooled is not None:
-            grad_bias = grad_pooled.sum(0)
-            grad_m = torch.addcmul(grad_m, grad_pooled - grad_bias / batch, scale)
-            slope = (grad_pooled * centred).sum(0)
-            grad_scale = slope if grad_scale is None else grad_scale + slope
-        if grad_scale is not None:
-            grad_weight = grad_scale * rstd
-            grad_var = -0.5 * grad_weight * scale * rstd
-            grad_m = torch.addcmul(grad_m, centred, grad_var, value=2 / batch)
-        factor = ctx.link.scale
-        if g is None:
-            g, factor = torch.zeros_like(z), torch.zeros_like(mean)
         size = height * width
+        centred = mean - batch_mean
+        grad_bias = grad_pooled.sum(0)
+        grad_weight = (grad_scale + (grad_pooled * centred).sum(0)) * rstd
+        grad_var = -0.5 * grad_weight * scale * rstd
+        grad_m = torch.addcmul(grad_mean, grad_pooled - grad_bias / batch, scale)
+        grad_m = torch.addcmul(grad_m, centred, grad_var, value=2 / batch)
+        factor = torch.zeros_like(mean) if ctx.link.scale is None else ctx.link.scale  # None: nothing came behind
         grad_var = (grad_var * (2 / (batch * size))).expand_as(mean)
         return ctx.link.passes.combine(g, z, mean, factor, grad_var, grad_m / size), grad_weight, grad_bias, None, None
 

@@ -119,7 +119,7 @@ def scale_and_add(
     """
     attention = attention[:, :, None, None]
     if overwrite and x.dtype == attention.dtype == shortcut.dtype:
-        return x.mul_(attention).add_(shortcut)  # new memory takes longer than a second pass
+        return torch.addcmul(shortcut, x, attention, out=x)  # on a CPU new memory takes longer than the arithmetic
     return torch.addcmul(shortcut, x, attention)
 
 

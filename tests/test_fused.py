@@ -11,9 +11,9 @@ from timm.layers import BlurPool2d
 
 from timm_rla import fused
 from timm_rla.kernels import cpu
-from timm_rla.layers import CONTEXTS, LSTMWeights, lstm_gates, lstm_step
+from timm_rla.layers import CONTEXTS
+from timm_rla.lstm import lstm_step
 from timm_rla.models.blocks import RecurrentBlock
-from timm_rla.shared import SharedWeight, share_weight, shared_linear
 
 ATOL = 1e-10
 
@@ -96,7 +96,8 @@ def test_both_forms_agree_with_one_block_dropped_for_some_images():
     model = tiny_model('basic', dtype=torch.float64, drop_path_rate=0.5)
     block = model.layer4[0]
     x = torch.randn(8, 32, 4, 4, dtype=torch.float64)
-    state = lstm_step(torch.randn(8, 64, dtype=torch.float64), None, model.lstm_weights(8)[0])
+    context = torch.randn(8, model.lstm.input_size, dtype=torch.float64)
+    state = lstm_step(context, None, model.lstm_weights(8)[0])
     for mode in 'on', 'off':
         fused.set_fused(mode)
         torch.manual_seed(0)
@@ -290,41 +291,6 @@ def test_two_backward_passes_through_parts_of_one_graph():
     assert_same(*gradients)
 
 
-def shared_and_plain(weight, inputs, steps):
-    shared = share_weight(weight, steps, len(inputs[0]))
-    assert shared[0].outputs is not None
-    return (
-        sum(shared_linear(x, w).tanh().sum() for x, w in zip(inputs, shared)),
-        sum((x @ weight.t()).tanh().sum() for x in inputs),
-    )
-
-
-@pytest.mark.parametrize('steps', [4, 6])
-def test_shared_weight_gradient(steps):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(5, 4, generator=generator, dtype=torch.float64).requires_grad_()
-    inputs = [torch.randn(3, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(4)]
-    got, expected = (
-        torch.autograd.grad(y, [weight, *inputs], create_graph=True) for y in shared_and_plain(weight, inputs, steps))
-    for g, e in zip(got, expected, strict=True):
-        torch.testing.assert_close(g, e, rtol=1e-13, atol=1e-13)
-    got, expected = (
-        torch.autograd.grad(sum(g.square().sum() for g in gradients), [weight, *inputs])
-        for gradients in (got, expected))
-    for g, e in zip(got, expected, strict=True):
-        torch.testing.assert_close(g, e, rtol=1e-12, atol=1e-12)
-
-    # frozen inputs, the weight without a gradient, an image alone
-    got, expected = (
-        torch.autograd.grad(y, weight)[0] for y in shared_and_plain(weight, [x.detach() for x in inputs], steps))
-    torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
-    for shared in share_weight(weight.detach(), 2, 3):
-        assert shared.outputs is None
-        for rows in 1, 3:
-            x = inputs[0][:rows]
-            torch.testing.assert_close(shared_linear(x, shared), x @ weight.t(), rtol=1e-13, atol=1e-13)
-
-
 def test_frozen_lstm_and_backbone():
     x = images('bottleneck', torch.float64)
     model = tiny_model('bottleneck', dtype=torch.float64)
@@ -485,14 +451,6 @@ def test_cpu_passes():
     dz = cpu.combine(g, z, mean, scale, shift, mean)
     expected = g * scale[:, :, None, None] + centred * shift[:, :, None, None] + mean[:, :, None, None]
     torch.testing.assert_close(dz, expected, rtol=1e-13, atol=1e-13)
-
-
-def test_lstm_weights_are_those_of_the_cell():
-    cell = nn.LSTMCell(4, 3, dtype=torch.float64)
-    weights = LSTMWeights(
-        SharedWeight(cell.weight_ih), SharedWeight(cell.weight_hh), cell.bias_ih + cell.bias_hh)
-    x = torch.randn(2, 4, dtype=torch.float64)
-    torch.testing.assert_close(lstm_step(lstm_gates(x, weights), None, weights).h, cell(x)[0])
 
 
 def test_meta_device(taken):

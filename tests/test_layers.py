@@ -1,35 +1,20 @@
 import pytest
 import torch
-import torch.nn as nn
 from reference import resample
 
 from timm_rla.layers import (
     CONTEXTS,
     Context,
     LayerAttention,
-    LSTMState,
-    lstm_gates,
-    lstm_step,
-    lstm_weights,
     resample_context,
     scale_and_add,
 )
 
-B, M, N = 3, 5, 7
+B, M = 3, 5
 
 
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def lstm_cell(context_dim=N, hidden_dim=M):
-    torch.manual_seed(1)
-    return nn.LSTMCell(context_dim, hidden_dim, dtype=torch.float64)
-
-
-def step(cell, context, state):
-    weights, = lstm_weights(*cell.parameters(), steps=1, batch=len(context))
-    return lstm_step(lstm_gates(context, weights), state, weights)
 
 
 def assert_close(actual, expected, tol=1e-12):
@@ -60,39 +45,6 @@ def test_resample_context_is_group_mean_or_nearest_repeat():
 def test_resample_context_gradient(channels, context_dim):
     x = randn(2, channels).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: resample_context(x, channels, context_dim), x)
-
-
-def test_lstm_step_equals_lstm_cell():
-    cell = lstm_cell()
-    state = expected = LSTMState(randn(B, M, seed=2), randn(B, M, seed=3))
-    for seed in range(10, 14):
-        context = randn(B, N, seed=seed)
-        state, expected = step(cell, context, state), cell(context, expected)
-        assert_close(state.h, expected[0])
-        assert_close(state.c, expected[1])
-
-
-def test_lstm_step_without_state_starts_from_zeros():
-    cell, context = lstm_cell(), 10 * randn(B, N)
-    zeros = torch.zeros(B, M, dtype=torch.float64)
-    state = step(cell, context, None)
-    for expected in (step(cell, context, LSTMState(zeros, zeros)), cell(context, (zeros, zeros))):
-        assert_close(state.h, expected[0])
-        assert_close(state.c, expected[1])
-    assert state.h.abs().max() < 1
-
-
-def test_lstm_step_gradients_equal_lstm_cell():
-    cell = lstm_cell()
-    context, state = randn(B, N).requires_grad_(), LSTMState(randn(B, M, seed=2), randn(B, M, seed=3))
-    inputs = [context, *cell.parameters()]
-
-    def gradients(h, c):
-        return torch.autograd.grad((h * randn(B, M, seed=4) + c * randn(B, M, seed=5)).sum(), inputs)
-
-    actual, expected = gradients(*step(cell, context, state)), gradients(*cell(context, state))
-    for a, e in zip(actual, expected, strict=True):
-        assert_close(a, e)
 
 
 @pytest.mark.parametrize('out_dim', [1, 4])

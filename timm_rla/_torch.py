@@ -43,5 +43,7 @@ def is_hooked(module: nn.Module) -> bool:
 
 def needs_operators(*grads: Optional[torch.Tensor]) -> bool:
     """Whether a backward pass is differentiated itself (create_graph=True) or takes a batch of gradients at once."""
-    return torch.is_grad_enabled() or any(
-        grad is not None and 'Batched' in str(torch._C._dispatch_keys(grad)) for grad in grads)
+    if torch.compiler.is_compiling():
+        return False
+    batched, legacy = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+    return torch.is_grad_enabled() or any(grad is not None and (batched(grad) or legacy(grad)) for grad in grads)

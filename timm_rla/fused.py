@@ -19,13 +19,14 @@ from a module of `timm_rla.kernels`, and two autograd functions hand each other 
 """
 import os
 from types import ModuleType
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from ._torch import in_plain_eager_mode, needs_operators
+from .autograd import differentiate
 from .kernels import cpu
 
 __all__ = ['FusedNorm', 'fused_eval_norm', 'fused_norm', 'set_fused', 'use_fused']
@@ -133,23 +134,6 @@ def _gate(
     return (z - _over_image(mean)) * _over_image(gate * scale) + _over_image(gate * offset)
 
 
-def _differentiate(
-        formula: Callable[..., Sequence[torch.Tensor]],
-        inputs: Sequence[torch.Tensor],
-        grads: Sequence[Optional[torch.Tensor]],
-) -> List[Optional[torch.Tensor]]:
-    """Backward pass of a formula by torch's own operators, which may be differentiated again or take a batch."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        inputs = [x.view_as(x) for x in inputs]  # which do not depend on each other
-        pairs = [pair for pair in zip(formula(*inputs), grads) if pair[0].requires_grad and pair[1] is not None]
-        outputs, grads = zip(*pairs)
-        wanted = [x for x in inputs if x.requires_grad]
-        found = torch.autograd.grad(outputs, wanted, grads, create_graph=create_graph, allow_unused=True)
-    by_input = iter(found)
-    return [next(by_input) if x.requires_grad else None for x in inputs]
-
-
 class _Normalize(torch.autograd.Function):
     """`_normalize`. The gradient of its first output comes without its factor `link.scale`: multiplying by it is part
     of the one pass that adds up all that makes the gradient of z."""
@@ -168,7 +152,7 @@ class _Normalize(torch.autograd.Function):
         z, weight, bias, mean, batch_mean, rstd, scale = ctx.saved_tensors
         grads = g, grad_mean, grad_scale, grad_pooled
         if needs_operators(*grads):
-            return *_differentiate(lambda *inputs: _normalize(*inputs, ctx.eps), (z, weight, bias), grads), None, None
+            return *differentiate(lambda *inputs: _normalize(*inputs, ctx.eps), (z, weight, bias), grads), None, None
         batch, _, height, width = z.shape
         size = height * width
         centred = mean - batch_mean
@@ -200,7 +184,7 @@ class _GateAndAdd(torch.autograd.Function):
         out, *inputs = ctx.saved_tensors
         if needs_operators(grad):
             g = torch.ops.aten.threshold_backward(grad, out, 0)
-            grad_z, *grads = _differentiate(lambda *inputs: [_gate(*inputs)], inputs, [g])
+            grad_z, *grads = differentiate(lambda *inputs: [_gate(*inputs)], inputs, [g])
             return grad_z, None, *grads, g, None
         z, mean, scale, offset, gate = inputs
         g, sum_g, sum_gz = ctx.link.passes.reduce(grad, out, z, mean)

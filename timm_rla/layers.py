@@ -3,19 +3,14 @@
 Nothing here knows a model. Equations are those of the paper (docs/paper.md). Symbols, in code and documentation alike:
 B batch, C channels, H height, W width, N context length, M hidden units, r reduction.
 """
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import Mlp
 
-from .shared import SharedWeight, share_weight, shared_linear
-
-__all__ = [
-    'CONTEXTS', 'Context', 'LSTMState', 'LSTMWeights', 'LayerAttention', 'lstm_gates', 'lstm_step',
-    'lstm_weights', 'resample_context', 'scale_and_add',
-]
+__all__ = ['CONTEXTS', 'Context', 'LayerAttention', 'resample_context', 'scale_and_add']
 
 
 class ContextSpec(NamedTuple):
@@ -33,22 +28,6 @@ CONTEXTS: Dict[str, ContextSpec] = {
 CONTEXT_MLP_REDUCTION = 16  # the C/16 of the SE module, which the paper's "GAP+MLP" takes over
 
 
-class LSTMState(NamedTuple):
-    """What the recurrent path carries from block to block."""
-    h: torch.Tensor  # hidden state [B, M]
-    c: torch.Tensor  # cell state [B, M]
-
-
-class LSTMWeights(NamedTuple):
-    """The weights of the one LSTM cell that all blocks share, as one of them holds them.
-
-    In the layout of torch.nn.LSTMCell (gates i, f, g, o).
-    """
-    weight_ih: SharedWeight  # [4M, N]
-    weight_hh: SharedWeight  # [4M, M]
-    bias: torch.Tensor  # [4M], the sum of the cell's two
-
-
 def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.Tensor:
     """Resample pooled features [B, C] to [B, N] without parameters: group mean if C > N, nearest repeat if C < N.
 
@@ -62,49 +41,6 @@ def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.
     if context_dim % channels == 0:
         return x.unsqueeze(2).expand(-1, -1, context_dim // channels).flatten(1)
     return F.adaptive_avg_pool1d(x, context_dim)
-
-
-def lstm_weights(
-        weight_ih: torch.Tensor,
-        weight_hh: torch.Tensor,
-        bias_ih: torch.Tensor,
-        bias_hh: torch.Tensor,
-        steps: int,
-        batch: int,
-) -> List[LSTMWeights]:
-    """The parameters of a torch.nn.LSTMCell for each step of one forward pass over a batch of that size."""
-    bias = bias_ih + bias_hh
-    if torch.jit.is_scripting():
-        plain = LSTMWeights(SharedWeight(weight_ih), SharedWeight(weight_hh), bias)
-        return [plain for _ in range(steps)]
-    shares = zip(share_weight(weight_ih, steps, batch), share_weight(weight_hh, steps, batch))
-    return [LSTMWeights(ih, hh, bias) for ih, hh in shares]
-
-
-def lstm_gates(context: torch.Tensor, weights: LSTMWeights) -> torch.Tensor:
-    """What a context adds to the gates of the cell: S_l [B, N] -> [B, 4M]"""
-    return shared_linear(context, weights.weight_ih) + weights.bias
-
-
-def lstm_step(gates: torch.Tensor, state: Optional[LSTMState], weights: LSTMWeights) -> LSTMState:
-    """One step of the shared LSTM cell (eq. 3).
-
-    Args:
-        gates: What the context adds to the gates [B, 4M], by `lstm_gates`.
-        state: h_{l-1}, c_{l-1}, each [B, M]; None in front of the first block, where both are zero.
-        weights: Weights of the cell.
-
-    Returns:
-        h_l, c_l, each [B, M]; h_l lies in (-1, 1).
-    """
-    if state is not None:
-        gates = gates + shared_linear(state.h, weights.weight_hh)
-    # [B, M] each; not chunk(), whose backward in TorchScript forgets a gate that is not used
-    i, f, g, o = gates.unflatten(1, (4, -1)).unbind(1)
-    c = i.sigmoid() * g.tanh()
-    if state is not None:
-        c = f.sigmoid() * state.c + c
-    return LSTMState(o.sigmoid() * c.tanh(), c)
 
 
 def scale_and_add(

@@ -16,8 +16,8 @@ from timm.models.resnet import BasicBlock, Bottleneck
 
 from .._torch import in_plain_eager_mode, is_hooked
 from ..fused import FusedNorm, fused_eval_norm, fused_norm
-from ..layers import Context, LayerAttention, LSTMState, LSTMWeights, lstm_gates, lstm_step, scale_and_add
-from ..shared import SharedWeight, shared_linear
+from ..layers import Context, LayerAttention, scale_and_add
+from ..lstm import LSTMState, LSTMWeights, lstm_step
 
 __all__ = ['RLABasicBlock', 'RLABottleneck', 'RecurrentBlock', 'RecurrentStage', 'is_pointwise']
 
@@ -73,10 +73,9 @@ class RecurrentBlock(nn.Module):
     ) -> Tuple[torch.Tensor, LSTMState]:
         """Pooled features [B, C] -> layer attention [B, 1] or [B, C], state (eq. 2 to 4)"""
         if self.gates is None:
-            gates = lstm_gates(self.context(pooled), weights)
+            state = lstm_step(self.context(pooled), state, weights)
         else:
-            gates = shared_linear(pooled, SharedWeight(self.gates.weight)) + self.gates.bias
-        state = lstm_step(gates, state, weights)
+            state = lstm_step(pooled, state, LSTMWeights(self.gates.weight, weights.weight_hh, self.gates.bias))
         return self.attention(state.h), state
 
     def attend(

@@ -17,7 +17,7 @@ from timm.layers import LayerType
 from timm.models.resnet import ResNet
 
 from .._timm import feature_take_indices
-from ..layers import LSTMState, LSTMWeights, lstm_weights
+from ..lstm import LSTMState, LSTMWeights, lstm_weights
 from .blocks import RecurrentBlock, RecurrentStage
 from .fold import Folder, fold_gates, fold_norms
 

@@ -18,7 +18,6 @@ from .autograd import differentiate
 __all__ = ['LSTMState', 'LSTMWeights', 'lstm_step', 'lstm_weights']
 
 aten = torch.ops.aten
-GATES = 4  # input, forget, cell and output: i, f, g, o
 PARTS = 4  # of a weight, for as many threads or fewer; 2 to 8 took the same time on two
 
 
@@ -48,8 +47,8 @@ def _add_product(gates: torch.Tensor, weight: torch.Tensor, x: torch.Tensor) -> 
     library busy; a batch of products does.
     """
     if x.device.type == 'cpu' and gates.dtype == weight.dtype:
-        return torch.baddbmm(gates, weight.unflatten(0, (GATES, -1)), x.t().expand(GATES, -1, -1))
-    return gates + (weight @ x.t()).unflatten(0, (GATES, -1))
+        return torch.baddbmm(gates, weight.unflatten(0, (4, -1)), x.t().expand(4, -1, -1))
+    return gates + (weight @ x.t()).unflatten(0, (4, -1))
 
 
 def _times_transposed(weight: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
@@ -71,14 +70,14 @@ def _gates(
     """What goes into the activations of the four gates, [B, M] each, in eager mode transposed in memory."""
     if not torch.jit.is_scripting():
         if takes_autograd_functions(x):
-            gates = _add_product(bias.unflatten(0, (GATES, -1)).unsqueeze(2), weight_ih, x)
+            gates = _add_product(bias.unflatten(0, (4, -1)).unsqueeze(2), weight_ih, x)
             if h is not None:
                 gates = _add_product(gates, weight_hh, h)
             return gates.transpose(1, 2).unbind(0)
     gates = F.linear(x, weight_ih, bias)
     if h is not None:
         gates = gates + F.linear(h, weight_hh)
-    return gates.unflatten(1, (GATES, -1)).unbind(1)  # not chunk(), whose backward forgets a gate in TorchScript
+    return gates.unflatten(1, (4, -1)).unbind(1)  # not chunk(), whose backward forgets a gate in TorchScript
 
 
 def _activate(gates: List[torch.Tensor], c: Optional[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
@@ -150,7 +149,7 @@ def _differentiate_step(x, h, c, weight_ih, weight_hh, bias, grads):
 
     def formula(x, h, c, added):
         gates = _gates(x, h, weight_ih, weight_hh, bias)
-        gates = [gate + extra for gate, extra in zip(gates, added.unflatten(1, (GATES, -1)).unbind(1))]
+        gates = [gate + extra for gate, extra in zip(gates, added.unflatten(1, (4, -1)).unbind(1))]
         _, _, _, o, c, t = _activate(gates, c)
         return o * t, c
 

@@ -7,7 +7,7 @@ tensors of zeros that `lstm_weights` made of the weights, and sends G_l and X_l 
 all that is the graph itself: it may be compiled, differentiated twice, or run in parts.
 """
 import math
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -80,11 +80,11 @@ def _gates(
     return gates.unflatten(1, (4, -1)).unbind(1)  # not chunk(), whose backward forgets a gate in TorchScript
 
 
-def _activate(gates: List[torch.Tensor], c: Optional[torch.Tensor]) -> Tuple[torch.Tensor, ...]:
+def _activate(gates: List[torch.Tensor], c: Optional[torch.Tensor]) -> List[torch.Tensor]:
     """Activations of the gates i, f, g and o, the new cell state and its hyperbolic tangent, [B, M] each."""
     i, f, g, o = gates[0].sigmoid(), gates[1].sigmoid(), gates[2].tanh(), gates[3].sigmoid()
     c = i * g if c is None else torch.addcmul(f * c, i, g)
-    return i, f, g, o, c, c.tanh()
+    return [i, f, g, o, c, c.tanh()]
 
 
 class _Share(torch.autograd.Function):

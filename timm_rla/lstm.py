@@ -116,7 +116,6 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, h, c, weight_ih, weight_hh, bias, *zeros):
         i, f, g, o, c_new, t = _activate(_gates(x, h, weight_ih, weight_hh, bias), c)
-        ctx.first = h is None
         ctx.save_for_backward(x, weight_ih, weight_hh, bias, i, f, g, o, t, *(() if h is None else (h, c)))
         return o * t, c_new
 
@@ -142,8 +141,7 @@ class _Step(torch.autograd.Function):
 
 def _differentiate_step(x, h, c, weight_ih, weight_hh, bias, grads):
     """Gradients of context, hidden and cell state, and of the gates [4M, B], by torch's own operators."""
-    first = h is None
-    if first:
+    if h is None:
         h = c = weight_hh.new_zeros(len(x), weight_hh.shape[1])
     added = bias.new_zeros(len(x), len(bias)).requires_grad_()  # to the gates, whose gradient it has
 

@@ -175,8 +175,11 @@ def lstm_weights(
     """
     bias = bias_ih + bias_hh
     if not torch.jit.is_scripting():
-        trains = weight_ih.requires_grad or weight_hh.requires_grad or bias.requires_grad
-        if trains and torch.is_grad_enabled() and takes_autograd_functions(weight_ih):
+        if (
+            takes_autograd_functions(weight_ih)  # first of all, since a tracer's values are neither true nor false
+            and torch.is_grad_enabled()
+            and (weight_ih.requires_grad or weight_hh.requires_grad or bias.requires_grad)
+        ):
             device = weight_ih.device.type
             if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 dtype = torch.get_autocast_dtype(device)

@@ -160,41 +160,9 @@ def test_frozen_norms_take_the_general_form(layout, taken):
 def test_both_forms_agree_in_evaluation(layout, variant, context, taken):
     model = tiny_model(layout, variant, torch.float64, context=context).eval()
     x = images(layout, torch.float64)
-    expected = step(model, x, 'off', backward=False)
     with torch.no_grad():
-        assert_same(step(model, x, 'on', backward=False), expected)
-    blocks = sum(isinstance(module, RecurrentBlock) for module in model.modules())
-    assert len(taken) == (0 if variant == 'rla_se' else blocks)  # SE rounds in its own way
-    with torch.inference_mode():
-        assert_same(step(model, x[:, :, :32, :48], 'on', backward=False),
-                    step(model, x[:, :, :32, :48], 'off', backward=False))
-
-
-@pytest.mark.parametrize('folded', [False, True])
-@pytest.mark.parametrize('mode', ['on', 'off'])
-@pytest.mark.parametrize('layer', ['conv3', 'bn3', 'se', 'none'])
-def test_what_somebody_saw_is_not_overwritten(layer, mode, folded):
-    """In evaluation a block writes its result over the output of its last convolution, but not under anybody's eyes."""
-    model = tiny_model('bottleneck', 'rla_se' if layer == 'se' else 'rla', torch.float64).eval()
-    x = images('bottleneck', torch.float64)
-    expected = model(x)  # with gradients: nothing is overwritten
-    if folded:
-        model = timm.utils.reparameterize_model(model)
-    fused.set_fused(mode)
-    block, seen = model.layer2[0], []
-    if layer != 'none':
-        getattr(block, layer).register_forward_hook(lambda m, args, out: seen.append((out, out.clone())))
-    else:
-        block.conv3.forward = lambda z, forward=block.conv3.forward: seen.append(forward(z)) or seen[0]
-    with torch.no_grad():
-        y = model(x)
-    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
-    if layer != 'none':
-        (got, then), = seen
-        assert torch.equal(got, then)
-    else:
-        # the block's ReLU went over it, or over the output of a norm that stands apart
-        assert (seen[0] >= 0).all() == (mode == 'on' or folded)
+        assert_same(step(model, x, 'on', backward=False), step(model, x, 'off', backward=False))
+    assert not taken  # on a CPU, the general form takes as few passes
 
 
 def test_evaluation_pools_before_a_last_1x1_convolution():
@@ -442,8 +410,6 @@ def test_cpu_passes():
     out = cpu.apply(z, mean, scale, shift, shortcut)
     expected = (centred * scale[:, :, None, None] + shift[:, :, None, None] + shortcut).clamp(min=0)
     torch.testing.assert_close(out, expected, rtol=1e-13, atol=1e-13)
-    written = z.clone()
-    assert cpu.apply(written, mean, scale, shift, shortcut, written) is written and torch.equal(written, out)
     g, sum_g, sum_gz = cpu.reduce(grad, out, z, mean)
     torch.testing.assert_close(g, torch.where(out > 0, grad, 0.))
     torch.testing.assert_close(sum_g, g.sum((2, 3)), rtol=1e-13, atol=1e-13)

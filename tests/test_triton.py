@@ -50,7 +50,7 @@ for tile, tiles, inputs, passes in torch.load(sys.argv[1], weights_only=True):
 torch.save(results, sys.argv[2])
 '''
 
-TRAIN = '''
+NETWORK = '''
 import timm
 from timm_rla import fused
 from timm_rla.kernels import cpu
@@ -67,6 +67,12 @@ for passes in cpu, kernels:
     gradients.append([p.grad for p in model.parameters()])
 assert calls == [cpu] * 4 + [kernels] * 4
 torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+expected = model.eval()(x)
+calls.clear()
+with torch.no_grad():
+    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+assert calls == [kernels] * 4
 '''
 
 COMPILE = '''
@@ -211,9 +217,9 @@ def test_interpreted(tmp_path):
 
 
 @needs_triton
-def test_interpreted_training_step():
-    """Gradients of a network are those by the passes for a CPU."""
-    interpret(TRAIN)
+def test_interpreted_network():
+    """Gradients of a network are those by the passes for a CPU, its output in evaluation that of the general form."""
+    interpret(NETWORK)
 
 
 @needs_triton

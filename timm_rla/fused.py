@@ -12,7 +12,7 @@ One reduction serves both batch norm and context, and A_l is never written. Back
 g and of g (z - m), which are all that the [B, C] tensors in between want, and one more pass the gradient of z.
 
 In evaluation, where nothing is recorded for a backward pass, batch norm is a part of the last pass as well, with its
-running mean in place of m and beta in place of p, and that pass may go over z itself.
+running mean in place of m and beta in place of p, if that pass is a single one: by the Triton kernels.
 
 When compiled, these formulas are enough, since the compiler makes the passes of them. In eager mode the passes come
 from a module of `timm_rla.kernels`, and two autograd functions hand each other what they need for them.
@@ -205,7 +205,6 @@ class FusedNorm(NamedTuple):
     dtype: torch.dtype  # of the norm's parameters, and so of what is pooled
     alias: torch.Tensor  # z, to which _GateAndAdd gives the gradient of z
     link: Optional[_Link]  # None when compiled
-    overwrite: bool = False  # whether z may be, since nothing else needs it
 
     def mean_pooled(self) -> torch.Tensor:
         """Global average pooling of A_l [B, C]."""
@@ -224,8 +223,6 @@ class FusedNorm(NamedTuple):
     def gate_and_add(self, gate: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """relu(gate * A_l + shortcut), with the gate [B, 1] or [B, C] and the shortcut [B, C, H, W]."""
         parts = self.z, self.mean, self.scale, self.offset, gate
-        if self.overwrite:
-            return self.link.passes.apply(self.z, self.mean, gate * self.scale, gate * self.offset, shortcut, self.z)
         if self.link is not None:
             return _GateAndAdd.apply(self.alias, *parts, shortcut, self.link)
         return (_gate(*parts) + shortcut).to(self.z.dtype).relu()
@@ -278,32 +275,27 @@ def fused_norm(z: torch.Tensor, norm: nn.Module) -> Optional[FusedNorm]:
     return FusedNorm(z, mean, scale, pooled, pooled, norm.weight.dtype, alias, link)
 
 
-def fused_eval_norm(
-        z: torch.Tensor,
-        norm: nn.Module,
-        pooled: Optional[torch.Tensor],
-        overwrite: bool,
-) -> Optional[FusedNorm]:
+def fused_eval_norm(z: torch.Tensor, norm: nn.Module, pooled: Optional[torch.Tensor]) -> Optional[FusedNorm]:
     """Batch norm of a volume in evaluation, in eager mode and without gradients, not carried out but taken apart.
 
     Args:
         z: Input of the batch norm [B, C, H, W].
         norm: The norm layer.
         pooled: Its output after global average pooling [B, C], if that is known already.
-        overwrite: Whether nothing else needs z.
 
     Returns:
-        None where there is no fused form, as for `fused_norm`, and when compiled or with gradients.
+        None where there is no fused form, as for `fused_norm`, and when compiled or with gradients, or where the last
+        pass is several as it is without.
     """
     if not _is_plain(norm) or norm.training or norm.running_mean is None:
         return None
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return None
     link = _link(z)
-    if link is None:
+    if link is None or link.passes is cpu:
         return None
     # What batch norm makes of ones is its scale, rounded as it does: a warm start returns the same logits bit for bit
     ones, zeros = torch.ones_like(norm.running_mean), torch.zeros_like(norm.running_mean)
     scale = F.batch_norm(ones[None], zeros, norm.running_var, norm.weight, eps=norm.eps).squeeze(0)
     mean = norm.running_mean.expand(z.shape[:2])
-    return FusedNorm(z, mean, scale, norm.bias, pooled, norm.weight.dtype, z, link, overwrite)
+    return FusedNorm(z, mean, scale, norm.bias, pooled, norm.weight.dtype, z, link)

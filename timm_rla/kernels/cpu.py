@@ -4,7 +4,7 @@ Each image and channel is taken for a channel of one image, [1, B * C, H, W]: ba
 image and channel then, and its affine step has a scale and a shift for each. These kernels are vectorised and run in
 one pass where the same in torch's general operators takes two or three.
 """
-from typing import Optional, Tuple
+from typing import Tuple
 
 import torch
 
@@ -27,20 +27,12 @@ def _rows(z: torch.Tensor) -> torch.Tensor:
     return z.reshape(1, -1, *z.shape[2:])
 
 
-def _affine(
-        z: torch.Tensor,
-        mean: torch.Tensor,
-        scale: torch.Tensor,
-        shift: torch.Tensor,
-        out: Optional[torch.Tensor] = None,
-) -> torch.Tensor:
+def _affine(z: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """(z - mean) * scale + shift"""
     mean, scale, shift = mean.flatten(), scale.flatten(), shift.flatten()
     ones = torch.ones_like(mean)
-    out = torch.empty_like(z) if out is None else out
-    none = z.new_empty(0)
-    torch.native_batch_norm(_rows(z), scale, shift, mean, ones, False, 0., 0., out=(_rows(out), none, none))
-    return out
+    out, _, _ = torch.native_batch_norm(_rows(z), scale, shift, mean, ones, False, 0., 0.)
+    return out.view_as(z)
 
 
 def statistics(z: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -61,10 +53,9 @@ def apply(
         scale: torch.Tensor,
         shift: torch.Tensor,
         shortcut: torch.Tensor,
-        out: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """relu((z - mean) * scale + shift + shortcut), with mean, scale and shift [B, C]; into `out`, which may be z."""
-    return _affine(z, mean, scale, shift, out).add_(shortcut).relu_()
+    """relu((z - mean) * scale + shift + shortcut), with mean, scale and shift [B, C]."""
+    return _affine(z, mean, scale, shift).add_(shortcut).relu_()
 
 
 def reduce(

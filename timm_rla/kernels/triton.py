@@ -8,7 +8,7 @@ from the shape of the volume alone: results repeat bit for bit.
 import functools
 import math
 from types import SimpleNamespace
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Tuple
 
 import torch
 
@@ -333,15 +333,13 @@ def apply(
         scale: torch.Tensor,
         shift: torch.Tensor,
         shortcut: torch.Tensor,
-        out: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """relu((z - mean) * scale + shift + shortcut), with mean, scale and shift [B, C], of z's type and layout; into
-    `out`, which may be z.
+    """relu((z - mean) * scale + shift + shortcut), with mean, scale and shift [B, C], of z's type and layout.
 
     Raises:
         ValueError: An argument has another shape; in `reduce` and `combine` too.
     """
-    out = torch.empty_like(z) if out is None else out
+    out = torch.empty_like(z)
     _grid(z, split=False).launch(
         _apply, z, _row(mean, z), _row(scale, z), _row(shift, z), _volume(shortcut, z), out)
     return out

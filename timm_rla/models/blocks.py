@@ -18,6 +18,7 @@ from .._torch import in_plain_eager_mode, is_hooked
 from ..fused import FusedNorm, fused_eval_norm, fused_norm
 from ..layers import Context, LayerAttention, scale_and_add
 from ..lstm import LSTMState, LSTMWeights, lstm_step
+from .overwrite import downsample_over, may_overwrite, norm_over
 
 __all__ = ['RLABasicBlock', 'RLABottleneck', 'RecurrentBlock', 'RecurrentStage', 'is_pointwise']
 
@@ -100,13 +101,16 @@ class RecurrentBlock(nn.Module):
         """
         pooled: Optional[torch.Tensor] = None
         overwrite = False
-        if not torch.jit.is_scripting():
-            overwrite = self.is_last_to_see(z)
+        if torch.jit.is_scripting():
+            features = self.last_norm(z)
+        else:
             pooled = self.pool_early(x)
-            norm = self.fused_norm(z, pooled, overwrite)
-            if norm is not None:
-                return self.attend_fused(norm, shortcut, state, weights)
-        features = self.last_norm(z)
+            fused = self.fused_norm(z, pooled)
+            if fused is not None:
+                return self.attend_fused(fused, shortcut, state, weights)
+            conv, norm, _ = self.last_layers()
+            features = norm_over(z, conv, norm)
+            overwrite = may_overwrite(features, conv, norm, self.se)
         if pooled is None:  # from the output of the norm itself, before any intra-layer attention
             pooled = self.context.pool(x if self.pools_first else features)
         attention, state = self.recur(pooled, state, weights)
@@ -116,7 +120,8 @@ class RecurrentBlock(nn.Module):
         if self.drop_path is not None:
             attention = self.drop_path(attention)  # which drops the branch and writes less
         if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
+            shortcut = (
+                self.downsample(shortcut) if torch.jit.is_scripting() else downsample_over(self.downsample, shortcut))
         return self.last_act(scale_and_add(features, attention, shortcut, overwrite)), state
 
     def attend_fused(
@@ -134,26 +139,10 @@ class RecurrentBlock(nn.Module):
         if self.drop_path is not None:
             gate = self.drop_path(gate)
         if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
+            shortcut = downsample_over(self.downsample, shortcut)
         return norm.gate_and_add(gate, shortcut), state
 
-    def is_last_to_see(self, z: torch.Tensor) -> bool:
-        """Whether the output of the last convolution, and of what follows, may be overwritten: no backward pass will
-        need it, and nobody looks at it."""
-        conv, norm, _ = self.last_layers()
-        return (
-            not torch.is_grad_enabled()
-            and in_plain_eager_mode(z)
-            and type(conv) is nn.Conv2d
-            and not any(is_hooked(module) for module in (conv, norm, self.se) if module is not None)
-        )
-
-    def fused_norm(
-            self,
-            z: torch.Tensor,
-            pooled: Optional[torch.Tensor],
-            overwrite: bool,
-    ) -> Optional[FusedNorm]:
+    def fused_norm(self, z: torch.Tensor, pooled: Optional[torch.Tensor]) -> Optional[FusedNorm]:
         """The last norm taken apart, if a block like this one has a fused form and nobody looks at what it hides."""
         _, norm, act = self.last_layers()
         plain = (
@@ -165,7 +154,7 @@ class RecurrentBlock(nn.Module):
             return None
         fused = fused_norm(z, norm)
         if fused is None and self.se is None:  # its rounding would be another one, and a warm start not exact
-            fused = fused_eval_norm(z, norm, pooled, overwrite)
+            fused = fused_eval_norm(z, norm, pooled)
         return fused
 
     def pool_early(self, x: torch.Tensor) -> Optional[torch.Tensor]:
@@ -216,7 +205,7 @@ class RLABasicBlock(RecurrentBlock, BasicBlock):
         shortcut = x
 
         x = self.conv1(x)
-        x = self.bn1(x)
+        x = self.bn1(x) if torch.jit.is_scripting() else norm_over(x, self.conv1, self.bn1)
         x = self.drop_block(x)
         x = self.act1(x)
         x = self.aa(x)
@@ -247,11 +236,11 @@ class RLABottleneck(RecurrentBlock, Bottleneck):
         shortcut = x
 
         x = self.conv1(x)
-        x = self.bn1(x)
+        x = self.bn1(x) if torch.jit.is_scripting() else norm_over(x, self.conv1, self.bn1)
         x = self.act1(x)
 
         x = self.conv2(x)
-        x = self.bn2(x)
+        x = self.bn2(x) if torch.jit.is_scripting() else norm_over(x, self.conv2, self.bn2)
         x = self.drop_block(x)
         x = self.act2(x)
         x = self.aa(x)

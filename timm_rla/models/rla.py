@@ -20,6 +20,7 @@ from .._timm import feature_take_indices
 from ..lstm import LSTMState, LSTMWeights, lstm_weights
 from .blocks import RecurrentBlock, RecurrentStage
 from .fold import Folder, fold_gates, fold_norms
+from .overwrite import norm_over
 
 __all__ = ['RLAResNet', 'RecurrentLayerAttention', 'default_context_dim']
 
@@ -223,7 +224,7 @@ class RecurrentLayerAttention(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""
         x = self.conv1(x)
-        x = self.bn1(x)
+        x = self.bn1(x) if torch.jit.is_scripting() else norm_over(x, self.conv1, self.bn1)
         x = self.act1(x)
         x = self.maxpool(x)
 

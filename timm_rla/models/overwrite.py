@@ -37,11 +37,11 @@ def norm_over(x: torch.Tensor, conv: nn.Module, norm: nn.Module) -> torch.Tensor
         norm: The norm that follows it.
     """
     if (
-        x.device.type == 'cpu'
-        and type(norm) is nn.BatchNorm2d
+        type(norm) is nn.BatchNorm2d
         and not norm.training
         and norm.running_mean is not None
         and may_overwrite(x, conv, norm)
+        and x.device.type == 'cpu'
     ):
         none = norm.running_mean.new_empty(0)  # for what training would save
         torch.native_batch_norm(

@@ -164,7 +164,7 @@ class RecurrentLayerAttention(nn.Module):
         stages = STAGES[:len(self.feature_info) - 1]
         intermediates = []
 
-        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.stem(x)
         if 0 in take_indices:
             intermediates.append(x)
         x = self.maxpool(x)
@@ -221,12 +221,15 @@ class RecurrentLayerAttention(nn.Module):
         return lstm_weights(
             self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih, self.lstm.bias_hh, self.steps, batch)
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""
+    def stem(self, x: torch.Tensor) -> torch.Tensor:
+        """All before the pooling in front of the first stage: [B, in_chans, H, W] -> [B, C, H', W']"""
         x = self.conv1(x)
         x = self.bn1(x) if torch.jit.is_scripting() else norm_over(x, self.conv1, self.bn1)
-        x = self.act1(x)
-        x = self.maxpool(x)
+        return self.act1(x)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""
+        x = self.maxpool(self.stem(x))
 
         state: Optional[LSTMState] = None  # h_0 = c_0 = 0, anew in every forward pass
         weights = self.lstm_weights(x.shape[0])

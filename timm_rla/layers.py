@@ -10,11 +10,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import Mlp
 
-__all__ = ['CONTEXTS', 'Context', 'LayerAttention', 'resample_context', 'scale_and_add']
+__all__ = ['CONTEXTS', 'Context', 'LayerAttention', 'resample_context']
 
 
 class ContextSpec(NamedTuple):
-    """How a feature volume is summarised (section 3.2): by which pooling, and whether two linear layers follow."""
+    """How a feature map is summarised (section 3.2): by which pooling, and whether two linear layers follow."""
     max_pool: bool
     mlp: bool
 
@@ -43,24 +43,8 @@ def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.
     return F.adaptive_avg_pool1d(x, context_dim)
 
 
-def scale_and_add(
-        x: torch.Tensor,
-        attention: torch.Tensor,
-        shortcut: torch.Tensor,
-        overwrite: bool = False,
-) -> torch.Tensor:
-    """Scale a feature volume [B, C, H, W] by its layer attention, [B, 1] or [B, C], and add the shortcut (eq. 5).
-
-    `overwrite` says that nothing else needs the volume, which the result then replaces where types allow it.
-    """
-    attention = attention[:, :, None, None]
-    if overwrite and x.dtype == attention.dtype == shortcut.dtype:
-        return torch.addcmul(shortcut, x, attention, out=x)  # on a CPU new memory takes longer than the arithmetic
-    return torch.addcmul(shortcut, x, attention)
-
-
 class Context(nn.Module):
-    """Summary S_l of a feature volume (eq. 2): `pool` it, [B, C, H, W] -> [B, C], and this makes [B, N] of that.
+    """Summary S_l of a feature map (eq. 2), from its pooled features: `context(context.pool(x))`.
 
     Args:
         channels: C.
@@ -81,6 +65,7 @@ class Context(nn.Module):
         self.channels = channels
         self.context_dim = context_dim
         self.max_pool = spec.max_pool
+        self.before_last_conv = False  # as FoldedContext, which may pool what the last convolution is given
         self.mlp = Mlp(
             channels,
             max(1, channels // CONTEXT_MLP_REDUCTION),

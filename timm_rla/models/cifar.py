@@ -11,7 +11,7 @@ from timm.layers import LayerType
 from timm.models.resnet import BasicBlock, ResNet
 
 from .._timm import feature_take_indices
-from .rla import RecurrentLayerAttention
+from .network import RecurrentLayerAttention
 
 __all__ = ['CifarResNet', 'RLACifarResNet']
 

@@ -1,5 +1,7 @@
 """Feature extraction, `features_only=True`."""
-from typing import Dict
+from typing import Dict, List
+
+import torch
 
 from .._timm import FeatureGetterNet
 
@@ -7,15 +9,17 @@ __all__ = ['StageFeatures']
 
 
 class StageFeatures(FeatureGetterNet):
-    """timm's feature extractor, with the `return_layers` by which transformers asks a ResNet for all of its stages.
+    """timm's feature extractor for an RLA network, which TorchScript compiles.
 
-    They are names of modules and ids of features, and can be set to any stages that pruning has left.
+    It has the `return_layers` by which transformers asks a ResNet for all of its stages: names of modules and ids of
+    features, which can be set to any stages that pruning has left.
     """
+    __jit_unused_properties__ = ['return_layers']
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.out_indices = list(self.feature_info.out_indices)
-        self._num_layers = max(self.out_indices) + 1
+        self._num_features = max(self.out_indices) + 1
 
     @property
     def return_layers(self) -> Dict[str, str]:
@@ -23,5 +27,9 @@ class StageFeatures(FeatureGetterNet):
 
     @return_layers.setter
     def return_layers(self, layers: Dict[str, str]) -> None:
-        infos = self.feature_info.info[:self._num_layers]
+        infos = self.feature_info.info[:self._num_features]
         self.out_indices = [index for index, info in enumerate(infos) if info['module'] in layers]
+
+    def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
+        """[B, in_chans, H, W] -> feature maps [B, C, H', W'] of the stem and the stages in `out_indices`"""
+        return self.model.run_stages(x, self.out_indices, max(self.out_indices))[1]

@@ -1,20 +1,24 @@
 """Folding for inference: what is constant in evaluation is multiplied out once, by `timm.utils.reparameterize_model`.
 
-Each batch norm goes into the convolution before it. With global average pooling as context, all that lies between the
-pooled features of a block and the gates of the LSTM is linear: resampling and W_ih, and in a bottleneck also the last
-convolution and its norm, which commute with the pooling. It becomes one matrix [4M, C'] for each block.
+Each batch norm goes into the convolution before it. All that lies between the pooled features of a block and the gates
+of the LSTM is linear without an MLP in the context: resampling and W_ih, and for average pooling in a bottleneck the
+last convolution and its norm, too, which commute with the pooling. It becomes one matrix [4M, C'] for each block.
+
+A folded network has the same blocks: only its contexts return input gates, and its cell takes these.
 """
 import weakref
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 import torch.nn as nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .._torch import is_hooked
-from .blocks import is_pointwise
+from ..layers import Context
+from ..ops.lstm import FoldedCell
+from ..ops.vanilla import is_vanilla
+from .blocks import RecurrentBlock, is_pointwise
 
-__all__ = ['Folder', 'fold_gates', 'fold_norms']
+__all__ = ['FoldedContext', 'Folder', 'fold']
 
 
 class Folder:
@@ -39,22 +43,53 @@ class Folder:
         return Folder, (self._network(),)
 
 
-def _fold_pair(owner: nn.Module, name: str, norm_owner: nn.Module, norm_name: str) -> None:
-    conv, norm = getattr(owner, name), getattr(norm_owner, norm_name)
-    if (
-        type(conv) is nn.Conv2d
-        and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-        and norm.running_mean is not None
-        and not is_hooked(conv)  # pruning, weight norm, or somebody who looks
-        and not is_hooked(norm)
-    ):
-        setattr(owner, name, fuse_conv_bn_eval(conv, norm))
-        setattr(norm_owner, norm_name, nn.Identity())
+class FoldedContext(nn.Module):
+    """From the pooled features of a block to the input gates of the LSTM.
+
+    Args:
+        context: The block's own context. It is only called if `linear` does not stand for it, too.
+        linear: Linear map to the gates, from pooled features if `whole`, else from the context.
+        whole: `linear` stands for the context.
+        before_last_conv: `linear` also stands for last convolution and norm: what these are given is pooled.
+    """
+
+    def __init__(self, context: Context, linear: nn.Linear, whole: bool, before_last_conv: bool):
+        super().__init__()
+        self.context = None if whole else context
+        self.linear = linear
+        self.max_pool = context.max_pool
+        self.before_last_conv = before_last_conv
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C]"""
+        return x.amax((2, 3)) if self.max_pool else x.mean((2, 3))
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[B, C] -> [B, 4M]"""
+        if self.context is not None:
+            pooled = self.context(pooled)
+        return self.linear(pooled)
 
 
-def fold_norms(module: nn.Module) -> None:
-    """Put each batch norm, in evaluation, into the convolution that comes right before it."""
-    for child in module.modules():
+@torch.no_grad()
+def fold(network: nn.Module, blocks: Sequence[RecurrentBlock]) -> None:
+    """Fold a network in evaluation mode in place, as far as its modules are vanilla.
+
+    Args:
+        network: RLA network.
+        blocks: Its blocks.
+    """
+    _fold_norms(network)
+    cell = network.lstm
+    if cell is not None and is_vanilla(cell, nn.LSTMCell) and cell.bias:
+        for block in blocks:
+            block.context = _fold_context(block, cell)
+        network.lstm = FoldedCell(cell.weight_hh).eval()
+
+
+def _fold_norms(network: nn.Module) -> None:
+    """Put each batch norm into the convolution right before it."""
+    for child in network.modules():
         names = list(child._modules)
         if isinstance(child, nn.Sequential):
             for name, following in zip(names, names[1:]):
@@ -71,21 +106,32 @@ def fold_norms(module: nn.Module) -> None:
                 _fold_pair(child, name, child, norm_name)
 
 
-def fold_gates(block: nn.Module, cell: nn.LSTMCell) -> None:
-    """Give a block one linear map from its pooled features, before the last convolution if it can be, to the gates."""
+def _fold_pair(owner: nn.Module, name: str, norm_owner: nn.Module, norm_name: str) -> None:
+    conv, norm = getattr(owner, name), getattr(norm_owner, norm_name)
+    if (
+        is_vanilla(conv, nn.Conv2d)
+        and (is_vanilla(norm, nn.BatchNorm2d) or is_vanilla(norm, nn.SyncBatchNorm))
+        and norm.running_mean is not None
+    ):
+        setattr(owner, name, fuse_conv_bn_eval(conv, norm))
+        setattr(norm_owner, norm_name, nn.Identity())
+
+
+def _fold_context(block: RecurrentBlock, cell: nn.LSTMCell) -> FoldedContext:
     context = block.context
-    if context.max_pool or context.mlp is not None:
-        return
-    conv, norm, _ = block.last_layers()
     weight, bias = cell.weight_ih.double(), (cell.bias_ih + cell.bias_hh).double()
-    eye = torch.eye(context.channels, dtype=weight.dtype, device=weight.device)
-    weight = weight @ context(eye).t()  # [4M, C]
-    first = is_pointwise(conv) and type(norm) is nn.Identity
-    if first:
-        if conv.bias is not None:
-            bias = bias + weight @ conv.bias.double()
-        weight = weight @ conv.weight.flatten(1).double()  # [4M, C']
-    gates = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
-    gates.weight, gates.bias = (
+    whole = is_vanilla(context, Context) and context.mlp is None
+    before_last_conv = False
+    if whole:
+        eye = torch.eye(context.channels, dtype=weight.dtype, device=weight.device)
+        weight = weight @ context(eye).t()  # [4M, C]
+        conv, norm, _ = block.tail()
+        before_last_conv = not context.max_pool and is_pointwise(conv) and type(norm) is nn.Identity
+        if before_last_conv:
+            if conv.bias is not None:
+                bias = bias + weight @ conv.bias.double()
+            weight = weight @ conv.weight.flatten(1).double()  # [4M, C']
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
+    linear.weight, linear.bias = (
         nn.Parameter(p.to(cell.weight_ih.dtype), requires_grad=cell.weight_ih.requires_grad) for p in (weight, bias))
-    block.gates, block.pools_first = gates.eval(), first
+    return FoldedContext(context, linear, whole, before_last_conv).eval()

@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from timm.layers import EcaModule, EffectiveSEModule, SEModule
 
-from .rla import RecurrentBlock
+from .network import RecurrentBlock
 
 __all__ = ['checkpoint_filter_fn']
 

@@ -9,7 +9,7 @@ state (blocks.py). The parameters that come on top are `lstm.*` and, in each blo
 others keep the names that they have in timm.
 """
 from collections import Counter
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Dict, Final, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -17,10 +17,9 @@ from timm.layers import LayerType
 from timm.models.resnet import ResNet
 
 from .._timm import feature_take_indices
-from ..lstm import LSTMState, LSTMWeights, lstm_weights
+from ..ops.lstm import CellWeights, LSTMState, step_function
 from .blocks import RecurrentBlock, RecurrentStage
-from .fold import Folder, fold_gates, fold_norms
-from .overwrite import norm_over
+from .fold import Folder, fold
 
 __all__ = ['RLAResNet', 'RecurrentLayerAttention', 'default_context_dim']
 
@@ -57,6 +56,7 @@ class RecurrentLayerAttention(nn.Module):
     Raises:
         ValueError: `context`, `context_dim`, `hidden_dim` or `reduction` is out of range.
     """
+    folded: Final[bool]  # a constant to TorchScript, which compiles one of the two cells
 
     def __init__(
             self,
@@ -89,20 +89,16 @@ class RecurrentLayerAttention(nn.Module):
         dd = dict(device=device, dtype=dtype)
         super().__init__(block, layers, channels=channels, block_args=block_args, **kwargs, **dd)
         self.lstm = nn.LSTMCell(context_dim, hidden_dim, **dd)
-        self.lstm.reparameterize = Folder(self)
         self.folded = False
         self.fc = self._modules.pop('fc')  # last again: timm tells the classifier's parameters by their order
         self._make_recurrent()
 
     def _make_recurrent(self) -> None:
-        self.steps = 0
         for name in STAGES:
             stage = getattr(self, name)
             if not isinstance(stage, RecurrentStage):
-                stage = RecurrentStage(*stage.children())
-                setattr(self, name, stage)
-            stage.first = self.steps
-            self.steps += len(stage)
+                setattr(self, name, RecurrentStage(*stage.children()))
+        self.layer1.reparameterize = Folder(self)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
@@ -161,19 +157,7 @@ class RecurrentLayerAttention(nn.Module):
         """
         assert output_fmt in ('NCHW',), 'Output shape must be NCHW.'
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        stages = STAGES[:len(self.feature_info) - 1]
-        intermediates = []
-
-        x = self.stem(x)
-        if 0 in take_indices:
-            intermediates.append(x)
-        x = self.maxpool(x)
-        state, weights = None, self.lstm_weights(x.shape[0])
-        for index, name in enumerate(stages[:max_index] if stop_early else stages, start=1):
-            x, state = getattr(self, name)(x, state, weights)
-            if index in take_indices:
-                intermediates.append(x)
-
+        x, intermediates = self.run_stages(x, take_indices, max_index if stop_early else len(STAGES))
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
@@ -185,7 +169,7 @@ class RecurrentLayerAttention(nn.Module):
         """Prune layers not required for specified intermediates, as timm's ResNet does; returns the indices kept."""
         take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self._make_recurrent()
-        if not self.steps:
+        if not any(len(getattr(self, name)) for name in STAGES):
             self.lstm = None  # nothing but the stem is left
         return take_indices
 
@@ -193,15 +177,9 @@ class RecurrentLayerAttention(nn.Module):
     def fold(self) -> None:
         """Multiply out what is constant in evaluation (fold.py); timm's `reparameterize_model` calls this."""
         if not self.folded:
-            self.eval()
-            with torch.no_grad():
-                fold_norms(self)
-                for name in STAGES:
-                    for block in getattr(self, name):
-                        fold_gates(block, self.lstm)
+            fold(self.eval(), [block for name in STAGES for block in getattr(self, name)])
             self.folded = True
 
-    @torch.jit.ignore
     def train(self, mode: bool = True) -> 'RecurrentLayerAttention':
         """Set the mode.
 
@@ -214,30 +192,58 @@ class RecurrentLayerAttention(nn.Module):
                 'and its LSTM of constant matrices, so it cannot be trained; train the network it was made from')
         return super().train(mode)
 
-    def lstm_weights(self, batch: int) -> List[LSTMWeights]:
-        """Weights of the shared cell for each block in a forward pass over so many images."""
-        if self.lstm is None:
-            return []
-        return lstm_weights(
-            self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih, self.lstm.bias_hh, self.steps, batch)
+    def step(self) -> CellWeights:
+        """The LSTM for one forward pass: the module, or what computes the same (`ops.lstm.step_function`)."""
+        if not torch.jit.is_scripting():
+            return step_function(self.lstm)
+        if self.folded:
+            return CellWeights(None, self.lstm.weight_hh, None)
+        return CellWeights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih + self.lstm.bias_hh)
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """All before the pooling in front of the first stage: [B, in_chans, H, W] -> [B, C, H', W']"""
-        x = self.conv1(x)
-        x = self.bn1(x) if torch.jit.is_scripting() else norm_over(x, self.conv1, self.bn1)
-        return self.act1(x)
+        return self.act1(self.bn1(self.conv1(x)))
+
+    def run_stages(self, x: torch.Tensor, take: List[int], last: int) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+        """Stem and stages.
+
+        Args:
+            x: Input images [B, in_chans, H, W].
+            take: Feature maps to return, 0 for that of the stem, 1 to 4 for those of the stages.
+            last: Last stage to run, 1 to 4, or 0 for none.
+
+        Returns:
+            Output of the last stage, and the feature maps to take, in the order of the network.
+        """
+        taken: List[torch.Tensor] = []
+        x = self.stem(x)
+        if 0 in take:
+            taken.append(x)
+        x = self.maxpool(x)
+
+        step = self.step()
+        state: Optional[LSTMState] = None  # h_0 = c_0 = 0, anew in every forward pass
+        if last >= 1:
+            x, state = self.layer1(x, state, step)
+            if 1 in take:
+                taken.append(x)
+        if last >= 2:
+            x, state = self.layer2(x, state, step)
+            if 2 in take:
+                taken.append(x)
+        if last >= 3:
+            x, state = self.layer3(x, state, step)
+            if 3 in take:
+                taken.append(x)
+        if last >= 4:
+            x, state = self.layer4(x, state, step)
+            if 4 in take:
+                taken.append(x)
+        return x, taken
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""
-        x = self.maxpool(self.stem(x))
-
-        state: Optional[LSTMState] = None  # h_0 = c_0 = 0, anew in every forward pass
-        weights = self.lstm_weights(x.shape[0])
-        x, state = self.layer1(x, state, weights)
-        x, state = self.layer2(x, state, weights)
-        x, state = self.layer3(x, state, weights)
-        x, state = self.layer4(x, state, weights)
-        return x
+        return self.run_stages(x, take=[], last=4)[0]
 
 
 class RLAResNet(RecurrentLayerAttention, ResNet):

@@ -26,7 +26,7 @@ from .blocks import RLABasicBlock, RLABottleneck
 from .cifar import CifarResNet, RLACifarResNet
 from .download import fetch_weights
 from .features import StageFeatures
-from .rla import RecurrentLayerAttention, RLAResNet
+from .network import RecurrentLayerAttention, RLAResNet
 from .warm_start import checkpoint_filter_fn
 
 __all__ = []  # register_model adds each entry point
@@ -41,15 +41,11 @@ def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **
         cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
         if cfg.hf_hub_id and not cfg.file and not cfg.state_dict and cfg.source != 'local-dir':
             fetch_weights(cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get('cache_dir'))
-    num_features = 4 if issubclass(net, CifarResNet) else 5
-    return build_model_with_cfg(
-        net,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn if issubclass(net, RecurrentLayerAttention) else None,
-        feature_cfg=dict(feature_cls=StageFeatures, out_indices=tuple(range(num_features))),
-        **kwargs,
-    )
+    feature_cfg = dict(out_indices=tuple(range(4 if issubclass(net, CifarResNet) else 5)))
+    if issubclass(net, RecurrentLayerAttention):
+        kwargs.update(pretrained_filter_fn=checkpoint_filter_fn)
+        feature_cfg.update(feature_cls=StageFeatures)  # timm's default calls stages one by one, without the state
+    return build_model_with_cfg(net, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
 def _cfg(**kwargs: Any) -> Dict[str, Any]:

@@ -1,1 +1,0 @@
-"""Memory passes over a feature volume in eager mode, one module for each kind of device."""

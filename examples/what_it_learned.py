@@ -12,12 +12,13 @@ from timm.data import create_dataset, create_loader
 
 from timm_rla.analysis import Moments, grad_cam, normalize_attention, record_attention, stack_attention
 from timm_rla.analysis.attention_plot import plot_attention, plot_classes
+from timm_rla.analysis.curves import plot_curves
 from timm_rla.analysis.gradcam_plot import Explanation, NetworkMaps, plot_gradcam
-from timm_rla.curves import plot_curves
-from timm_rla.quickstart import write_digits
-from timm_rla.train.options import parse, train_parser
+from timm_rla.commands.quickstart import write_digits
+from timm_rla.common.checkpoint import load_weights, read_checkpoint
+from timm_rla.common.options import parse
+from timm_rla.train.options import train_parser
 from timm_rla.train.run import train
-from timm_rla.train.setup import load_weights, read_checkpoint
 
 output = Path('output/what_it_learned')
 digits = write_digits(output / 'digits')

@@ -8,7 +8,8 @@ import yaml
 from timm.models import create_model
 
 from timm_rla import cli
-from timm_rla.train.options import UNSUPPORTED, parse, train_parser
+from timm_rla.common.options import parse
+from timm_rla.train.options import UNSUPPORTED, train_parser
 
 BASE = ['--device', 'cpu', '--model', 'rla_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', '--img-size', '8',
         '--batch-size', '16', '--epochs', '1', '--workers', '0']
@@ -198,5 +199,5 @@ def test_module_is_the_command():
 def test_import_is_light():
     """Neither matplotlib nor scikit-learn, nor any training code, comes with the package itself."""
     code = 'import sys, timm_rla; print([m for m in sys.modules if m.split(".")[0] in ("matplotlib", "sklearn") ' \
-           'or m.startswith(("timm_rla.train", "timm_rla.cli"))])'
+           'or m.startswith(("timm_rla.train", "timm_rla.common", "timm_rla.cli"))])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'

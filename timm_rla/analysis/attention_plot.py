@@ -5,8 +5,8 @@ from typing import Any, List, Optional, Sequence
 
 import torch
 
-from ..extras import import_pyplot
-from ..plotting import COLORS, HIGHLIGHT, save_picture, tidy_axes
+from ..common.extras import import_pyplot
+from ..common.plotting import COLORS, HIGHLIGHT, save_picture, tidy_axes
 from .classes import short_name
 from .moments import Moments
 

@@ -3,7 +3,8 @@ from typing import Any, Dict, List, Optional
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from ..errors import UserError, closest
+from ..common.datasets import class_indices
+from ..common.errors import UserError, closest
 
 __all__ = ['class_names', 'find_class', 'short_name']
 
@@ -16,13 +17,12 @@ def class_names(num_classes: int, dataset: Optional[Any] = None) -> List[str]:
         dataset: Dataset of timm or torchvision with the classes of the model. Without one, models with as many classes
             as ImageNet or one of its larger sets have its classes.
     """
-    index = getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {}
-    by_index: Dict[int, str] = {i: str(name) for name, i in index.items()}
+    by_index: Dict[int, str] = {index: str(name) for name, index in class_indices(dataset).items()}
     subset = infer_imagenet_subset(dict(num_classes=num_classes))
     if subset is not None:
         info = ImageNetInfo(subset)
         synsets = info.label_names()
-        if not index or set(by_index.values()) <= set(synsets):  # folders of ImageNet are named by synset
+        if not by_index or set(by_index.values()) <= set(synsets):  # folders of ImageNet are named by synset
             return [info.label_name_to_description(by_index.get(i, synsets[i])) for i in range(num_classes)]
     return [by_index.get(i, str(i)) for i in range(num_classes)]
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..extras import import_pyplot
-from ..plotting import COLORS, HIGHLIGHT, save_picture, tidy_axes
+from ..common.extras import import_pyplot
+from ..common.plotting import COLORS, HIGHLIGHT, save_picture, tidy_axes
 from .attention_plot import block_labels, label_blocks
 
 __all__ = ['Explanation', 'NetworkMaps', 'overlay', 'plot_gradcam']
@@ -23,15 +23,15 @@ MIN_WIDTH = 7.5  # for the title
 
 
 class NetworkMaps(NamedTuple):
-    """What one network makes of an image."""
+    """Class activation maps and layer attention of one network for an image."""
     name: str  # written above its maps
-    image: torch.Tensor  # as the network sees it, [3, H, W] or [1, H, W] in [0, 1]
+    image: torch.Tensor  # input before normalisation, [3, H, W] or [1, H, W] in [0, 1]
     maps: Dict[str, torch.Tensor]  # class activation map [h, w] of each layer
     attention: Optional[Dict[str, float]] = None  # normalised layer attention of each block, of an RLA network
 
 
 class Explanation(NamedTuple):
-    """What one or two networks make of an image."""
+    """Class activation maps and layer attention of one or two networks for an image."""
     title: str
     networks: List[NetworkMaps]  # from top to bottom
 

@@ -1,1 +1,1 @@
-"""Publishing on the Hugging Face Hub: `timm-rla export` and `timm-rla push`."""
+"""Publishing on the Hugging Face Hub: export a checkpoint as a folder, with a model card, and push it."""

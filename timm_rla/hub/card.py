@@ -1,31 +1,53 @@
 """The model card: what is known of a trained network, and nothing else."""
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence
 
-import torch.nn as nn
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..train.options import parse, train_parser
-from ..train.resume import read_summary
+from ..common.networks import Network
+from ..common.options import parse
+from ..common.summary import read_summary
+from ..train.options import train_parser
 
-__all__ = ['build_card']
+__all__ = ['build_card', 'measured_accuracy', 'recipe']
 
-CITATION = '''@misc{anonymous2020recurrent,
+_CITATION = '''@misc{anonymous2020recurrent,
   title = {Recurrent Layer Attention Network},
   author = {Anonymous},
   year = {2020},
   note = {Submission to ICLR 2020, withdrawn},
   url = {https://openreview.net/forum?id=Bke5aJBKvH}
 }'''
-MACHINE = {  # options that say where and how a run went, not what it trained
+_MACHINE = {  # options that say where and how a run went, not what it trained
     'data', 'data_dir', 'output', 'experiment', 'resume', 'workers', 'device', 'local_rank', 'log_interval', 'pin_mem',
     'checkpoint_hist', 'device_modules', 'dataset_download', 'rank', 'world_size', 'distributed', 'prefetcher',
 }
-PICTURE_TEXTS = {
+_PICTURE_TEXTS = {
     'attention.png': 'Layer attention over the blocks: mean and one standard deviation over the validation images',
     'curves.png': 'Loss and error over the epochs',
 }
+_ATTENTION = (
+    'An image classification network with layer attention: an LSTM that runs beside the residual network scales the '
+    'output of each block (Recurrent Layer Attention).'
+)
+_USE = """## Use
+
+With the package timm_rla installed:
+
+```python
+import timm
+
+model = timm.create_model('hf-hub:{repo_id}', pretrained=True)
+```
+
+or
+
+```python
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained('{repo_id}')
+```"""
 
 
 def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
@@ -33,29 +55,40 @@ def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
     defaults = vars(parse(train_parser(), []))
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
-        if key in defaults and key not in MACHINE and value != defaults[key]
+        if key in defaults and key not in _MACHINE and value != defaults[key]
     }
 
 
-def measured_accuracy(content: Dict[str, Any], checkpoint: Path, use_ema: bool) -> Optional[Dict[str, float]]:
-    """Row of summary.csv for a checkpoint; None if there is none, or if it is that of the other set of weights."""
-    validated_ema = getattr(content['args'], 'model_ema', False) and \
-        not getattr(content['args'], 'model_ema_force_cpu', False)
+def measured_accuracy(
+        options: Dict[str, Any],
+        epoch: Optional[int],
+        run_dir: Path,
+        use_ema: bool,
+) -> Optional[Dict[str, float]]:
+    """Row of summary.csv for a checkpoint; None if there is none, or if it is that of the other set of weights.
+
+    Args:
+        options: Options of the run.
+        epoch: Index of the checkpoint's epoch.
+        run_dir: Folder with summary.csv.
+        use_ema: The weights are the EMA weights.
+    """
+    validated_ema = bool(options.get('model_ema')) and not options.get('model_ema_force_cpu')
     if validated_ema != use_ema:
         return None
-    for row in read_summary(checkpoint.parent):
-        if row['epoch'] == content.get('epoch') and 'eval_top1' in row:
+    for row in read_summary(run_dir):
+        if row['epoch'] == epoch and 'eval_top1' in row:
             return row
     return None
 
 
 def build_card(
-        model: nn.Module,
-        content: Dict[str, Any],
-        checkpoint: Path,
-        input_size: Tuple[int, int, int],
+        network: Network,
+        options: Dict[str, Any],
+        epoch: Optional[int],
+        row: Optional[Dict[str, float]],
         repo_id: str,
-        pictures: List[str],
+        pictures: Sequence[str],
         use_ema: bool = False,
         dataset_name: Optional[str] = None,
         license_id: Optional[str] = None,
@@ -63,67 +96,76 @@ def build_card(
     """Card of a network that a training run has left.
 
     Args:
-        model: The network.
-        content: The checkpoint.
-        checkpoint: Its file, beside which summary.csv lies.
-        input_size: Channels, height and width.
+        network: The network, with its data configuration.
+        options: Options of the run.
+        epoch: Index of the last epoch that the weights were trained in, None if it is not known.
+        row: Row of summary.csv of the weights, as from `measured_accuracy`.
         repo_id: Repository on the Hub.
-        pictures: Files of the run's folder that go along.
+        pictures: Names of the files that lie beside the card.
         use_ema: The weights are the EMA weights.
-        dataset_name: Name of the dataset, instead of that in the checkpoint.
+        dataset_name: Name of the dataset, instead of that in the options.
         license_id: Licence of the weights.
     """
-    args = content['args']
-    dataset = dataset_name or args.dataset.split('/', 1)[-1] or None  # an image folder has no name
-    row = measured_accuracy(content, checkpoint, use_ema)
+    dataset = dataset_name or (options.get('dataset') or '').split('/', 1)[-1] or None  # an image folder has no name
+    name = repo_id.split('/')[-1]
+    has_attention = options['model'].startswith('rla_')
+    facts = {
+        'Architecture': f'`{options["model"]}`',
+        'Parameters': f'{sum(p.numel() for p in network.model.parameters()):,}',
+        'Input': ' x '.join(map(str, network.data_config['input_size'])),
+        'Classes': network.model.num_classes,
+        'Dataset': dataset,
+        'Epochs': None if epoch is None else epoch + 1,
+        'Weights': 'exponential moving average' if use_ema else None,
+        'Licence': license_id,
+    }
+    parts = [
+        f'# {name}',
+        _ATTENTION if has_attention else 'An image classification network.',
+        '\n'.join(f'- **{key}:** {value}' for key, value in facts.items() if value is not None),
+        *([_accuracy(row)] if row is not None else []),
+        *(f'![{_PICTURE_TEXTS[picture]}]({picture})' for picture in pictures),
+        _USE.format(repo_id=repo_id),
+        '## Recipe\n\n```yaml\n' + yaml.safe_dump(recipe(options), sort_keys=False) + '```',
+        *([f'## Citation\n\n```bibtex\n{_CITATION}\n```'] if has_attention else []),
+    ]
+    header = _metadata(name, row, dataset, license_id).to_yaml()
+    return ModelCard(f'---\n{header}\n---\n\n' + '\n\n'.join(parts) + '\n')
+
+
+def _metadata(
+        name: str,
+        row: Optional[Dict[str, float]],
+        dataset: Optional[str],
+        license_id: Optional[str],
+) -> ModelCardData:
+    """What the Hub reads; accuracies only where it is known of which dataset they are."""
     results = None
     if row is not None and dataset is not None:
         results = [
             EvalResult(
-                task_type='image-classification', dataset_type=dataset, dataset_name=dataset,
-                metric_type=metric, metric_name=name, metric_value=round(row[f'eval_{key}'], 3),
-            ) for metric, name, key in (('accuracy', 'Top-1', 'top1'), ('accuracy_top5', 'Top-5', 'top5'))
+                task_type='image-classification',
+                dataset_type=dataset,
+                dataset_name=dataset,
+                metric_type=metric,
+                metric_name=metric_name,
+                metric_value=round(row[f'eval_{key}'], 3),
+            ) for metric, metric_name, key in (('accuracy', 'Top-1', 'top1'), ('accuracy_top5', 'Top-5', 'top5'))
         ]
-    data = ModelCardData(
+    return ModelCardData(
         library_name='timm',
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', 'timm_rla', 'recurrent-layer-attention'],
         license=license_id,
         datasets=[dataset] if dataset else None,
-        model_name=repo_id.split('/')[-1] if results else None,
+        model_name=name if results else None,
         eval_results=results,
     )
 
-    facts = {
-        'Architecture': f'`{args.model}`',
-        'Parameters': f'{sum(p.numel() for p in model.parameters()):,}',
-        'Input': ' x '.join(map(str, input_size)),
-        'Classes': model.num_classes,
-        'Dataset': dataset,
-        'Epochs': content['epoch'] + 1 if 'epoch' in content else None,
-        'Weights': 'exponential moving average' if use_ema else None,
-        'Licence': license_id,
-    }
-    parts = [
-        f'# {repo_id.split("/")[-1]}',
-        'An image classification network with layer attention: an LSTM that runs beside the residual network scales '
-        'the output of each block (Recurrent Layer Attention).' if args.model.startswith('rla_')
-        else 'An image classification network.',
-        '\n'.join(f'- **{key}:** {value}' for key, value in facts.items() if value is not None),
-    ]
-    if row is not None:
-        parts.append(
-            f'## Accuracy\n\nMeasured on the validation split after epoch {content["epoch"] + 1} of training.\n\n'
-            f'| top-1 | top-5 | loss |\n|---|---|---|\n'
-            f'| {row["eval_top1"]:.2f} % | {row["eval_top5"]:.2f} % | {row["eval_loss"]:.4f} |')
-    for name in pictures:
-        parts.append(f'![{PICTURE_TEXTS[name]}]({name})')
-    parts.append(
-        '## Use\n\nWith the package timm_rla installed:\n\n```python\nimport timm\n\n'
-        f"model = timm.create_model('hf-hub:{repo_id}', pretrained=True)\n```\n\nor\n\n```python\n"
-        'from transformers import AutoModelForImageClassification\n\n'
-        f"model = AutoModelForImageClassification.from_pretrained('{repo_id}')\n```")
-    parts.append('## Recipe\n\n```yaml\n' + yaml.safe_dump(recipe(vars(args)), sort_keys=False) + '```')
-    if args.model.startswith('rla_'):
-        parts.append(f'## Citation\n\n```bibtex\n{CITATION}\n```')
-    return ModelCard(f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(parts) + '\n')
+
+def _accuracy(row: Dict[str, float]) -> str:
+    return (
+        f'## Accuracy\n\nMeasured on the validation split after epoch {int(row["epoch"]) + 1} of training.\n\n'
+        f'| top-1 | top-5 | loss |\n|---|---|---|\n'
+        f'| {row["eval_top1"]:.2f} % | {row["eval_top5"]:.2f} % | {row["eval_loss"]:.4f} |'
+    )

@@ -1,53 +1,24 @@
-"""`timm-rla export CHECKPOINT DIR`: a folder that timm and transformers load, and that `timm-rla push` sends."""
+"""A checkpoint of a training run as a folder that timm and transformers load."""
 import json
-import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Optional
-
-import torch.nn as nn
-from timm.data import resolve_data_config
-from timm.utils import setup_default_logging
+from typing import Any, Dict, Optional, Tuple
 
 from .._timm import save_for_hf
-from ..errors import UserError
-from ..train.options import OptionParser
-from ..train.setup import build_model, input_channels, load_weights, read_checkpoint
-from .card import build_card
+from ..common.checkpoint import read_checkpoint, training_options
+from ..common.errors import UserError, blame
+from ..common.networks import Network, NetworkSpec, restore_network
+from .card import build_card, measured_accuracy
 
-__all__ = ['add_options', 'export', 'main']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['export']
 
 PICTURES = ('attention.png', 'curves.png')  # taken along from the run's folder if they are there
-
-
-def add_options(parser: OptionParser) -> None:
-    """Options that export and push share."""
-    add = parser.add_argument
-    add('--use-ema', action='store_true', help='take the EMA weights')
-    add('--dataset-name', metavar='NAME', help='dataset that the network was trained on, if the checkpoint has no name')
-    add('--license', metavar='ID', help='licence of the weights, such as apache-2.0')
-
-
-def main(argv: Optional[List[str]] = None) -> None:
-    """Command line."""
-    parser = OptionParser(prog='timm-rla export', description='Write a checkpoint as a folder for the Hub.')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of a training run')
-    parser.add_argument('directory', metavar='DIR', help='folder to write, new or empty')
-    add_options(parser)
-    args = parser.parse_args(argv)
-    setup_default_logging()
-    for path in sorted(export(
-            Path(args.checkpoint),
-            Path(args.directory),
-            use_ema=args.use_ema,
-            dataset_name=args.dataset_name,
-            license_id=args.license,
-    ).iterdir()):
-        print(f'{path.stat().st_size:>12,}  {path}')
+# Left out of the configuration: licence, paper and name are those of the source of a warm start, not of these weights,
+# and the run was not validated at the size and crop for testing
+FOREIGN = ('license', 'origin_url', 'paper_ids', 'paper_name', 'description', 'notes', 'tag', 'test_input_size',
+           'test_crop_pct', 'test_pool_size')
 
 
 def export(
@@ -59,6 +30,9 @@ def export(
         repo_id: str = 'ORG/NAME',
 ) -> Path:
     """Write `model.safetensors`, `config.json`, a model card and the pictures of the run.
+
+    The data configuration in `config.json` is the one that the run was validated with. It has no size or crop for
+    testing, so that timm's `use_test_size` changes nothing.
 
     Args:
         checkpoint: Checkpoint of a training run.
@@ -72,68 +46,69 @@ def export(
         `directory`.
 
     Raises:
-        UserError: The checkpoint cannot be used, or the folder is not empty.
+        UserError: The checkpoint cannot be used, or the folder is not empty or cannot be written.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f'{directory}: not an empty folder')
-    content = read_checkpoint(str(checkpoint), 'CHECKPOINT')
-    if 'args' not in content:
-        raise UserError(f'CHECKPOINT {checkpoint}: not of a training run; it does not say which model it is')
-    if use_ema and not content.get('state_dict_ema'):
-        raise UserError(f'--use-ema: {checkpoint} holds no EMA weights')
-    args = content['args']
-    model = build_model(args, num_classes=args.num_classes, in_chans=input_channels(args), global_pool=args.gp)
-    load_weights(model, content, f'CHECKPOINT {checkpoint}', use_ema=use_ema)
-    data_config = resolve_data_config(vars(args), model=model)
-
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f'.{directory.name}.') as temporary:
-        folder = Path(temporary) / 'export'
-        _save(model, folder, data_config, args.model_kwargs or {})
-        pictures = [name for name in PICTURES if (checkpoint.parent / name).is_file()]
-        for name in pictures:
-            shutil.copy(checkpoint.parent / name, folder)
-        card = build_card(
-            model,
-            content,
-            checkpoint,
-            data_config['input_size'],
-            repo_id,
-            pictures,
-            use_ema=use_ema,
-            dataset_name=dataset_name,
-            license_id=license_id,
-        )
-        card.save(folder / 'README.md')
-        if directory.exists():
-            directory.rmdir()
-        os.rename(folder, directory)
+    content, options = _read_run(checkpoint, use_ema)
+    spec = NetworkSpec(use_ema=use_ema).completed(options)
+    network = restore_network(spec, content, f'CHECKPOINT {checkpoint}')
+    run_dir, epoch = checkpoint.parent, content.get('epoch')
+    pictures = [name for name in PICTURES if (run_dir / name).is_file()]
+    card = build_card(
+        network,
+        options,
+        epoch,
+        measured_accuracy(options, epoch, run_dir, use_ema),
+        repo_id,
+        pictures,
+        use_ema=use_ema,
+        dataset_name=dataset_name,
+        license_id=license_id,
+    )
+    with blame(str(directory), OSError):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f'.{directory.name}.') as temporary:
+            folder = Path(temporary) / 'export'
+            _save(network, folder, spec)
+            for name in pictures:
+                shutil.copy(run_dir / name, folder)
+            card.save(folder / 'README.md')
+            if directory.exists():
+                directory.rmdir()
+            os.rename(folder, directory)
     return directory
 
 
-def _save(model: nn.Module, folder: Path, data_config: Dict[str, Any], model_args: Dict[str, Any]) -> None:
-    """Weights and configuration, with timm's own function."""
-    keys = ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')
-    pretrained_cfg = {key: data_config[key] for key in keys}
-    pretrained_cfg.update(num_classes=model.num_classes, tag=None)
-    if data_config['input_size'][1:] != tuple(model.pretrained_cfg['input_size'][1:]):
-        pretrained_cfg.update(test_input_size=None, test_crop_pct=None, pool_size=None)
-    # the source of a warm start has another licence, paper and name, and is not what these weights are
-    for key in ('license', 'origin_url', 'paper_ids', 'paper_name', 'description', 'notes'):
-        pretrained_cfg[key] = None
-    save_for_hf(
-        model,
-        str(folder),
-        model_config=dict(pretrained_cfg=pretrained_cfg),
-        model_args=dict(model_args),
-        safe_serialization=True,
-    )
+def _read_run(checkpoint: Path, use_ema: bool) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Content of a checkpoint, and the options of the run that wrote it."""
+    content = read_checkpoint(str(checkpoint), 'CHECKPOINT')
+    options = training_options(content)
+    if not options:
+        raise UserError(f'CHECKPOINT {checkpoint}: not of a training run; it does not say which model it is')
+    if use_ema and not content.get('state_dict_ema'):
+        raise UserError(f'--use-ema: {checkpoint} holds no EMA weights')
+    return content, options
+
+
+def _save(network: Network, folder: Path, spec: NetworkSpec) -> None:
+    """Weights and configuration, with timm's own function, whose configuration is then made that of the run."""
+    save_for_hf(network.model, str(folder), model_args=dict(spec.model_kwargs), safe_serialization=True)
     path = folder / 'config.json'
     config = json.loads(path.read_text())
-    # transformers gives num_classes itself; in the arguments it would be given twice
-    for key in ('num_classes', 'in_chans'):
-        config.get('model_args', {}).pop(key, None)
-    if data_config['input_size'][0] != 3:
-        config.setdefault('model_args', {})['in_chans'] = data_config['input_size'][0]
-    config['pretrained_cfg'] = {key: value for key, value in config['pretrained_cfg'].items() if value is not None}
+
+    channels, *size = network.data_config['input_size']
+    args = config.setdefault('model_args', {})
+    args.pop('num_classes', None)  # transformers gives it itself; it would be given twice
+    args.pop('in_chans', None)
+    if channels != 3:
+        args['in_chans'] = channels
+    if spec.global_pool:
+        args['global_pool'] = spec.global_pool
+
+    cfg = config['pretrained_cfg']
+    if size != list(network.model.pretrained_cfg['input_size'][1:]):
+        cfg['pool_size'] = None
+    cfg.update(network.data_config, num_classes=network.model.num_classes)
+    config['pretrained_cfg'] = {key: value for key, value in cfg.items() if key not in FOREIGN and value is not None}
     path.write_text(json.dumps(config, indent=2) + '\n')

@@ -1,47 +1,13 @@
-"""`timm-rla push CHECKPOINT ORG/NAME`: publish a checkpoint on the Hugging Face Hub."""
-import tempfile
+"""Publishing a folder on the Hugging Face Hub."""
 from pathlib import Path
-from typing import List, Optional
+from typing import Optional
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from timm.utils import setup_default_logging
 
-from ..errors import UserError
-from ..train.options import OptionParser
+from ..common.errors import UserError, one_line
 from ..version import __version__
-from .export import add_options, export
 
-__all__ = ['main', 'push']
-
-
-def main(argv: Optional[List[str]] = None) -> None:
-    """Command line."""
-    parser = OptionParser(prog='timm-rla push', description='Publish a checkpoint on the Hugging Face Hub.')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of a training run')
-    parser.add_argument('repo_id', metavar='ORG/NAME', help='repository, made if it is not there')
-    add_options(parser)
-    parser.add_argument('--private', action='store_true', help='make a private repository')
-    parser.add_argument('--revision', metavar='BRANCH', help='branch, the default one if not given')
-    parser.add_argument('--create-pr', action='store_true', help='open a pull request instead of committing')
-    parser.add_argument('--token', help='access token, that of `hf auth login` if not given')
-    parser.add_argument('--dry-run', action='store_true', help='show what would be sent, and send nothing')
-    args = parser.parse_args(argv)
-    setup_default_logging()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = export(
-            Path(args.checkpoint),
-            Path(temporary) / 'export',
-            use_ema=args.use_ema,
-            dataset_name=args.dataset_name,
-            license_id=args.license,
-            repo_id=args.repo_id,
-        )
-        for path in sorted(folder.iterdir()):
-            print(f'{path.stat().st_size:>12,}  {path.name}')
-        if args.dry_run:
-            print(f'\nNothing was sent to {args.repo_id}. The model card:\n\n{(folder / "README.md").read_text()}')
-            return
-        print(push(folder, args.repo_id, args.private, args.revision, args.create_pr, args.token))
+__all__ = ['push']
 
 
 def push(
@@ -81,5 +47,5 @@ def push(
             create_pr=create_pr,
         )
     except Exception as e:  # the client hands on the errors of its HTTP library and of its storage
-        raise UserError(f'push to {repo_id} failed, nothing was published: {" ".join(str(e).split())}') from e
+        raise UserError(f'push to {repo_id} failed, nothing was published: {one_line(e)}') from e
     return commit.pr_url or commit.commit_url

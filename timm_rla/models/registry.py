@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Dict, Type
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SEModule
 from timm.models import (
     build_model_with_cfg,
@@ -48,44 +47,32 @@ def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **
     return build_model_with_cfg(net, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
-def _cfg(**kwargs: Any) -> Dict[str, Any]:
-    return {
-        'url': '',
-        'num_classes': 1000,
-        'input_size': (3, 224, 224),
-        'pool_size': (7, 7),
-        'crop_pct': 0.875,
-        'interpolation': 'bilinear',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv1',
-        'classifier': 'fc',
-        'license': 'apache-2.0',
-        **kwargs,
-    }
-
-
 def _backbone_cfgs(name: str, source: str) -> Dict[str, Any]:
-    """Configurations of a model: without weights, and a tag for each set of ImageNet weights of its source."""
-    default = get_pretrained_cfg(source).tag
-    names = sorted(list_pretrained(f'{source}.*'), key=lambda n: (n != f'{source}.{default}', n))  # the default first
+    """Configurations of a model: a tag for each set of ImageNet weights of its source, or that of its source alone."""
+    default = get_pretrained_cfg(source)
+    names = sorted(list_pretrained(f'{source}.*'), key=lambda n: (n != f'{source}.{default.tag}', n))  # default first
     cfgs = {n: get_pretrained_cfg(n) for n in names}
     tags = {
         f'{name}.backbone_{cfg.tag}': replace(cfg, architecture=None, tag=None)
         for cfg in cfgs.values() if cfg.num_classes == 1000
     }
-    return tags or {name: _cfg()}
+    return tags or {name: replace(default, architecture=None, tag=None)}
 
 
 def _cifar_cfg() -> Dict[str, Any]:
-    return _cfg(
-        num_classes=10,
-        input_size=(3, 32, 32),
-        pool_size=(8, 8),
-        crop_pct=1.0,
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
-    )
+    return {
+        'url': '',
+        'num_classes': 10,
+        'input_size': (3, 32, 32),
+        'pool_size': (8, 8),
+        'crop_pct': 1.0,
+        'interpolation': 'bilinear',
+        'mean': CIFAR10_MEAN,
+        'std': CIFAR10_STD,
+        'first_conv': 'conv1',
+        'classifier': 'fc',
+        'license': 'apache-2.0',
+    }
 
 
 _BASIC = dict(block=RLABasicBlock, hidden_dim=128, reduction=8)  # M, r that the paper's count for depth 18 holds

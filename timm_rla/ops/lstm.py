@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .._torch import in_plain_eager_mode
+from .._torch import in_functorch_transform, in_plain_eager_mode
 from .vanilla import is_vanilla
 
 __all__ = ['CellWeights', 'FoldedCell', 'LSTMState', 'StepFunction', 'lstm_step_reference', 'step_function']
@@ -91,15 +91,17 @@ def step_function(cell: nn.Module) -> StepFunction:
     """What takes the steps of one forward pass.
 
     The cell itself is called, unless it is vanilla and its formula is faster: compiled, as a part of the graph, and in
-    eager mode on a CPU, gate by gate.
+    eager mode on a CPU, gate by gate. Under torch.func it is the formula, too: nn.LSTMCell fails under vmap.
 
     Args:
         cell: An nn.LSTMCell, or any module that is called like one.
     """
-    if not is_vanilla(cell, nn.LSTMCell) or not cell.bias:
+    transformed = not torch.compiler.is_compiling() and in_functorch_transform()
+    parameters = (nn.Parameter, torch.Tensor) if transformed else (nn.Parameter,)  # functional_call puts tensors there
+    if not is_vanilla(cell, nn.LSTMCell, parameters) or not cell.bias:
         return cell
     by_gate = prefers_gates(cell.weight_ih)
-    if not by_gate and not torch.compiler.is_compiling():
+    if not by_gate and not transformed and not torch.compiler.is_compiling():
         return cell
     return CellWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh, by_gate)
 

@@ -10,9 +10,10 @@ from .._torch import is_hooked
 __all__ = ['is_vanilla']
 
 
-def _describe(kind: Type[nn.Module]) -> Tuple[Callable, FrozenSet[str]]:
-    """`forward` of a class, and the names of all its methods."""
-    return kind.forward, frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+def _describe(kind: Type[nn.Module]) -> Tuple[Callable, Callable, Callable, FrozenSet[str]]:
+    """What a call of a module of this class runs, and the names of all methods."""
+    methods = frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
+    return kind.__call__, kind._call_impl, kind.forward, methods
 
 
 # Read at import, before anybody is likely to have patched these classes
@@ -20,25 +21,32 @@ _ORIGINALS = {kind: _describe(kind) for kind in (
     nn.BatchNorm2d, nn.Conv2d, nn.LSTMCell, nn.ReLU, nn.SyncBatchNorm, DropPath, SEModule)}
 
 
-def is_vanilla(module: nn.Module, kind: Type[nn.Module]) -> bool:
+def is_vanilla(
+        module: nn.Module,
+        kind: Type[nn.Module],
+        parameters: Tuple[Type[torch.Tensor], ...] = (nn.Parameter,),
+) -> bool:
     """True if calling a module does what its class says and nothing else, so that nobody can miss the call.
 
-    False for subclasses, hooked modules, a replaced `forward` (or another method) on the instance or the class, and
-    parameters that are not plain, materialised `nn.Parameter`s: pruned, parametrised, quantised, sharded, offloaded or
-    swapped by `functional_call`. Such a module must be called.
+    False for subclasses, hooked modules, any method replaced on the instance, `forward` or the call replaced on the
+    class, and parameters that are not plain, materialised `nn.Parameter`s: pruned, parametrised, quantised, sharded,
+    offloaded or swapped by `functional_call`. Such a module must be called.
 
     Args:
         module: Any module. Its submodules are not looked at.
         kind: The class that it must be an instance of.
+        parameters: Types that its parameters may have.
     """
     if type(module) is not kind:
         return False
-    forward, methods = _ORIGINALS.get(kind) or _describe(kind)
+    call, call_impl, forward, methods = _ORIGINALS.get(kind) or _describe(kind)
     attributes = vars(module)
     return (
-        kind.forward is forward
+        kind.__call__ is call
+        and kind._call_impl is call_impl
+        and kind.forward is forward
         and methods.isdisjoint(attributes)
         and not any(isinstance(value, torch.Tensor) for value in attributes.values())  # in the place of a parameter
-        and all(p is None or (type(p) is nn.Parameter and not p.is_meta) for p in module._parameters.values())
+        and all(p is None or (type(p) in parameters and not p.is_meta) for p in module._parameters.values())
         and not is_hooked(module)
     )

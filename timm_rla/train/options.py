@@ -1,19 +1,19 @@
 """Options of `timm-rla train`: those of timm's train.py, with its names, defaults and meaning.
 
 Where timm's script has an option that this command does not support, `UNSUPPORTED` lists it with its default: a value
-other than that is an error, never silently ignored. Two values are additions: `--resume auto` and
+other than that is an error, never silently ignored. Additions: `--in-memory`, `--resume auto` and
 `--train-crop-mode pad`.
 """
 import argparse
-import sys
-from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+from dataclasses import replace
+from typing import Any, Callable, Dict, Optional
 
-import yaml
 from timm.utils import ParseKwargs
 
-from ..errors import UserError
+from ..common.options import OptionParser, add_reader_options, data_source, input_spec, loader_spec
+from .data import DataSpec
 
-__all__ = ['OptionParser', 'UNSUPPORTED', 'add_reader_options', 'parse', 'train_parser']
+__all__ = ['UNSUPPORTED', 'data_spec', 'loss_arguments', 'model_arguments', 'train_parser']
 
 UNSUPPORTED: Dict[str, Any] = {
     # other ways to load data
@@ -37,84 +37,19 @@ UNSUPPORTED: Dict[str, Any] = {
 }
 
 
-class OptionParser(argparse.ArgumentParser):
-    """Parser whose errors are UserErrors and which knows the options that it lacks by name."""
+# Options, for the `add_argument` of a group -----------------------------------------------------------------------
 
-    def __init__(self, *args, unsupported: Optional[Dict[str, Any]] = None, **kwargs):
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
-        self.unsupported = unsupported or {}
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith('unrecognized arguments: '):
-            option = message.split(': ', 1)[1].split()[0].split('=')[0]
-            message = self._unknown(option, option.lstrip('-').replace('-', '_'))
-        raise UserError(message)
-
-    def set_config(self, config: Dict[str, Any], source: str) -> None:
-        """Take defaults from a mapping of option names (with underscores) to values.
-
-        Raises:
-            UserError: A name is no option, or one that is not supported and not at its default.
-        """
-        known = {action.dest: action for action in self._actions}
-        for name, value in config.items():
-            if name in self.unsupported and value == self.unsupported[name]:
-                continue
-            if name not in known or name in ('help', 'config'):
-                raise UserError(f'{source}: {self._unknown(name, name)}')
-            action = known[name]
-            if action.choices is not None and value is not None and value not in action.choices:
-                raise UserError(f'{source}: {name}: {value!r} is not one of {", ".join(map(str, action.choices))}')
-            if value is not None and not isinstance(value, self._types(action)):
-                expected = ' or '.join(t.__name__ for t in self._types(action))
-                raise UserError(f'{source}: {name}: {value!r} is not of type {expected}')
-        self.set_defaults(**{name: value for name, value in config.items() if name in known})
-
-    @staticmethod
-    def _types(action: argparse.Action) -> Tuple[type, ...]:
-        if isinstance(action, ParseKwargs):
-            return (dict,)
-        if action.nargs == 0:
-            return (bool,)
-        if action.nargs in ('+', '*') or isinstance(action.nargs, int):
-            return (list,)
-        return (str, int, float)  # argparse itself turns a str into the option's type
-
-    def _unknown(self, option: str, name: str) -> str:
-        if name in self.unsupported:
-            return f"{option}: an option of timm's train.py that {self.prog} does not support; use train.py for it"
-        return f'{option}: no such option; {self.prog} --help lists them'
-
-
-def add_reader_options(add: Callable[..., Any]) -> None:
-    """Options, the same for training and validation, that say what to read; `add` is a parser's `add_argument`."""
-    add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
-    add('--dataset', metavar='NAME', default='', help='dataset type + name ("<type>/<name>"), image folder if empty')
-    add('--dataset-download', action='store_true', help='allow download for torch/ and tfds/ datasets')
-    add('--class-map', default='', metavar='FILE', help='class to index mapping')
-    add('--input-img-mode', help='image mode, such as RGB or L; by the number of input channels if not given')
-    add('--input-key', help='dataset key of input images')
-    add('--target-key', help='dataset key of labels')
-    add('--dataset-trust-remote-code', action='store_true', help='allow a Hugging Face dataset to run its own code')
-
-
-def train_parser() -> OptionParser:
-    parser = OptionParser(
-        prog='timm-rla train',
-        description="Train a model. Options are those of timm's train.py, with the same names, defaults and meaning.",
-        unsupported=UNSUPPORTED,
-    )
-    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with option names and values')
-    parser.add_argument('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
-
-    add = parser.add_argument_group('Dataset').add_argument
+def _add_dataset(add: Callable[..., Any]) -> None:
     add_reader_options(add)
     add('--train-split', metavar='NAME', default='train', help='training split')
     add('--val-split', metavar='NAME', default='validation', help='validation split, no validation if empty')
+    add('--in-memory', action='store_true',
+        help='keep the data set decoded in the memory of the device: the fast road for small images')
     add('--train-num-samples', type=int, metavar='N', help='samples in an iterable training split')
     add('--val-num-samples', type=int, metavar='N', help='samples in an iterable validation split')
 
-    add = parser.add_argument_group('Model').add_argument
+
+def _add_model(add: Callable[..., Any]) -> None:
     add('--model', default='resnet50', help='model name')
     add('--pretrained', action='store_true', help='start from pretrained weights')
     add('--pretrained-path', metavar='FILE', help='checkpoint to load as if it were the pretrained weights')
@@ -141,7 +76,8 @@ def train_parser() -> OptionParser:
     add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the model')
     add('--torchcompile-mode', metavar='MODE', help='mode of torch.compile')
 
-    add = parser.add_argument_group('Device').add_argument
+
+def _add_device(add: Callable[..., Any]) -> None:
     add('--device', default='cuda', help='device to use')
     add('--amp', action='store_true', help='mixed precision')
     add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='lower precision of --amp')
@@ -150,7 +86,8 @@ def train_parser() -> OptionParser:
     add('--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     add('--device-modules', nargs='+', metavar='MODULE', help='modules to import first')
 
-    add = parser.add_argument_group('Optimizer').add_argument
+
+def _add_optimizer(add: Callable[..., Any]) -> None:
     add('--opt', default='sgd', metavar='OPTIMIZER', help="optimizer, any of timm's")
     add('--opt-eps', type=float, metavar='EPS', help="epsilon, the optimizer's default if not given")
     add('--opt-betas', type=float, nargs='+', metavar='BETA', help="betas, the optimizer's default if not given")
@@ -163,7 +100,8 @@ def train_parser() -> OptionParser:
     add('--layer-decay-no-opt-scale', type=float, help='scale below which a layer is not trained')
     add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='optimizer arguments')
 
-    add = parser.add_argument_group('Learning rate schedule').add_argument
+
+def _add_schedule(add: Callable[..., Any]) -> None:
     add('--sched', default='cosine', metavar='NAME', help='schedule: cosine, tanh, step, multistep, plateau or poly')
     add('--sched-on-updates', action='store_true', help='step the schedule at each update')
     add('--lr', type=float, help='learning rate, instead of --lr-base')
@@ -190,7 +128,8 @@ def train_parser() -> OptionParser:
     add('--patience-epochs', type=int, default=10, metavar='N', help='patience of plateau')
     add('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='decay of step, multistep, plateau')
 
-    add = parser.add_argument_group('Augmentation and regularization').add_argument
+
+def _add_augmentation(add: Callable[..., Any]) -> None:
     add('--no-aug', action='store_true', help='no training augmentation')
     add('--train-crop-mode', choices=('rrc', 'rkrc', 'rkrr', 'pad'), help="'pad': pad by 4 and crop, as on CIFAR")
     add('--scale', type=float, nargs='+', default=[0.08, 1.0], metavar='PCT', help='random resize scale')
@@ -223,19 +162,22 @@ def train_parser() -> OptionParser:
     add('--drop-path', type=float, metavar='PROB', help='stochastic depth')
     add('--drop-block', type=float, metavar='PROB', help='DropBlock')
 
-    add = parser.add_argument_group('Batch norm').add_argument
+
+def _add_batch_norm(add: Callable[..., Any]) -> None:
     add('--bn-momentum', type=float, help='momentum, if the model takes it')
     add('--bn-eps', type=float, help='epsilon, if the model takes it')
     add('--sync-bn', action='store_true', help='synchronise statistics between processes')
     add('--dist-bn', default='reduce', choices=('broadcast', 'reduce', ''), help='share running statistics per epoch')
 
-    add = parser.add_argument_group('Exponential moving average of the weights').add_argument
+
+def _add_ema(add: Callable[..., Any]) -> None:
     add('--model-ema', action='store_true', help='keep one')
     add('--model-ema-force-cpu', action='store_true', help='keep it on the CPU, not validated')
     add('--model-ema-decay', type=float, default=0.9998, metavar='DECAY', help='its decay')
     add('--model-ema-warmup', action='store_true', help='let the decay grow to that')
 
-    add = parser.add_argument_group('Run').add_argument
+
+def _add_run(add: Callable[..., Any]) -> None:
     add('--seed', type=int, default=42, help='random seed')
     add('--worker-seeding', default='all', choices=('all', 'part'), help='what data workers seed')
     add('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
@@ -247,28 +189,119 @@ def train_parser() -> OptionParser:
     add('--output', default='', metavar='DIR', help='folder of all runs, ./output/train if empty')
     add('--experiment', default='', metavar='NAME', help='folder of this run therein, by date and model if empty')
     add('--eval-metric', default='top1', choices=('loss', 'top1', 'top5'), help='metric of the best checkpoint')
+
+
+_GROUPS: Dict[str, Callable[..., None]] = {
+    'Dataset': _add_dataset,
+    'Model': _add_model,
+    'Device': _add_device,
+    'Optimizer': _add_optimizer,
+    'Learning rate schedule': _add_schedule,
+    'Augmentation and regularization': _add_augmentation,
+    'Batch norm': _add_batch_norm,
+    'Exponential moving average of the weights': _add_ema,
+    'Run': _add_run,
+}
+
+
+def train_parser() -> OptionParser:
+    """Parser of `timm-rla train`."""
+    parser = OptionParser(
+        prog='timm-rla train',
+        description="Train a model. Options are those of timm's train.py, with the same names, defaults and meaning.",
+        unsupported=UNSUPPORTED,
+    )
+    parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with option names and values')
+    parser.add_argument('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
+    for title, add_options in _GROUPS.items():
+        add_options(parser.add_argument_group(title).add_argument)
     return parser
 
 
-def parse(parser: OptionParser, argv: Optional[List[str]] = None) -> argparse.Namespace:
-    """Read options from the command line and, below them, from the YAML file of `--config`.
+# What they say -----------------------------------------------------------------------------------------------------
 
-    Raises:
-        UserError: An option or a value is not known, or the file cannot be read.
+def model_arguments(args: argparse.Namespace) -> Dict[str, Any]:
+    """Arguments of `timm.create_model`."""
+    overlay = {}
+    if args.pretrained_path:
+        overlay = dict(pretrained_cfg_overlay=dict(file=args.pretrained_path, num_classes=-1))  # -1: adapt the head
+    return dict(
+        pretrained=args.pretrained,
+        in_chans=input_spec(args).channels,
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        **overlay,
+    )
+
+
+def data_spec(args: argparse.Namespace, num_classes: int, interpolation: str) -> DataSpec:
+    """What a run reads, and how it is augmented.
+
+    Args:
+        args: Options.
+        num_classes: Classes of the network.
+        interpolation: That of the network, where the options name no other.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument('-c', '--config')
-    path = config_parser.parse_known_args(argv)[0].config
-    if path:
-        try:
-            with open(path) as f:
-                config = yaml.safe_load(f) or {}
-        except (OSError, yaml.YAMLError) as e:
-            raise UserError(f'--config {path}: {" ".join(str(e).split())}') from e
-        if not isinstance(config, dict):
-            raise UserError(f'--config {path}: not a mapping of option names to values')
-        parser.set_config(config, f'--config {path}')
-    args = parser.parse_args(argv)
-    del args.config
-    return args
+    loader = loader_spec(args)
+    pads = args.train_crop_mode == 'pad' and not args.no_aug
+    return DataSpec(
+        data_source(args),
+        loader,
+        replace(loader, batch_size=args.validation_batch_size or args.batch_size),
+        args.train_split,
+        args.val_split,
+        args.train_num_samples,
+        args.val_num_samples,
+        args.seed,
+        args.epoch_repeats,
+        augmentation=dict(
+            no_aug=args.no_aug,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            re_count=args.recount,
+            train_crop_mode=None if pads else args.train_crop_mode,
+            scale=args.scale,
+            ratio=args.ratio,
+            hflip=args.hflip,
+            vflip=args.vflip,
+            color_jitter=args.color_jitter,
+            color_jitter_prob=args.color_jitter_prob,
+            grayscale_prob=args.grayscale_prob,
+            gaussian_blur_prob=args.gaussian_blur_prob,
+            auto_augment=args.aa,
+            num_aug_repeats=args.aug_repeats,
+            interpolation=args.train_interpolation if args.train_interpolation and not args.no_aug else interpolation,
+            worker_seeding=args.worker_seeding,
+        ),
+        mixup=_mixup(args, num_classes),
+        pad=pads,
+        in_memory=args.in_memory,
+        size_given=args.img_size is not None or args.input_size is not None,
+    )
+
+
+def _mixup(args: argparse.Namespace, num_classes: int) -> Dict[str, Any]:
+    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
+        return {}
+    return dict(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        cutmix_minmax=args.cutmix_minmax,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        mode=args.mixup_mode,
+        label_smoothing=args.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def loss_arguments(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
+    """Arguments of timm's `BinaryCrossEntropy`, None for cross-entropy."""
+    if not args.bce_loss:
+        return None
+    return dict(target_threshold=args.bce_target_thresh, sum_classes=args.bce_sum, pos_weight=args.bce_pos_weight)

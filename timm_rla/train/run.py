@@ -1,146 +1,177 @@
-"""`timm-rla train`: a training run from its options to its last checkpoint."""
+"""A training run from its options to its last checkpoint."""
 import argparse
 import importlib
 import logging
 import math
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional
 
 import torch
 import torch.nn as nn
 import yaml
 from timm import utils
-from timm.data import resolve_data_config
 from timm.layers import convert_sync_batchnorm
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import safe_model_name
-from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from torch.nn.parallel import DistributedDataParallel
 
-from .._timm import file_checkpoint
-from ..errors import UserError, blame, closest
-from . import resume
-from .data import create_eval_loader, create_train_loader, is_mixing
-from .engine import train_one_epoch, validate
-from .options import parse, train_parser
-from .rng import RngTracker, get_rng_state, set_rng_state
-from .setup import build_autocast, build_model, input_channels, load_weights, read_checkpoint, setup_device
+from ..common.checkpoint import load_weights, read_checkpoint
+from ..common.device import Placement
+from ..common.errors import UserError, blame
+from ..common.evaluation import evaluate
+from ..common.networks import compile_model
+from ..common.options import input_spec, placement
+from .data import TrainData, open_data
+from .epoch import Trainer
+from .folder import RunFolder, load_resume_state
+from .options import data_spec, loss_arguments, model_arguments
+from .rng import get_rng_state, set_rng_state
+from .setup import (
+    create_loss,
+    create_network,
+    create_optimizer,
+    create_schedule,
+    distribute,
+    scaled_learning_rate,
+)
 
-__all__ = ['main', 'train']
+__all__ = ['train']
 
 _logger = logging.getLogger(__name__)
 
-SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
 
+def train(options: argparse.Namespace) -> Path:
+    """Train as the options say. The order of steps, and so of random numbers, is that of timm's train.py.
 
-def main(argv: Optional[List[str]] = None) -> None:
-    """Command line."""
-    utils.setup_default_logging()
-    train(parse(train_parser(), argv))
+    Args:
+        options: As from `train_parser` and `parse`.
 
+    Returns:
+        Folder of the run, with checkpoints, args.yaml and summary.csv.
 
-def _create_model(args: argparse.Namespace) -> nn.Module:
-    overlay = {}
-    if args.pretrained_path:
-        if not Path(args.pretrained_path).is_file():
-            raise UserError(f'--pretrained-path {args.pretrained_path}: no such file')
-        overlay = dict(pretrained_cfg_overlay=dict(file=args.pretrained_path, num_classes=-1))  # -1: adapt the head
-    model = build_model(
-        args,
-        pretrained=args.pretrained,
-        in_chans=input_channels(args),
-        num_classes=args.num_classes,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        drop_block_rate=args.drop_block,
-        global_pool=args.gp,
-        bn_momentum=args.bn_momentum,
-        bn_eps=args.bn_eps,
-        **overlay,
-    )
-    if args.initial_checkpoint:
-        weights = read_checkpoint(args.initial_checkpoint, '--initial-checkpoint')
-        load_weights(model, weights, f'--initial-checkpoint {args.initial_checkpoint}', use_ema=True)
-    with torch.no_grad():
-        if args.head_init_scale is not None:
-            model.get_classifier().weight.mul_(args.head_init_scale)
-            model.get_classifier().bias.mul_(args.head_init_scale)
-        if args.head_init_bias is not None:
-            model.get_classifier().bias.fill_(args.head_init_bias)
+    Raises:
+        UserError: Bad input; nothing has been written then, or only whole epochs.
+    """
+    args = argparse.Namespace(**vars(options))  # what is resolved below goes into the checkpoints
+    for module in args.device_modules or []:
+        with blame(f'--device-modules {module}', ImportError):
+            importlib.import_module(module)
+    args.grad_accum_steps = max(1, args.grad_accum_steps)
+    place = placement(args)
+    vars(args).update(  # as timm's scripts have them in their checkpoints
+        data_dir=args.data_dir or args.data, distributed=place.distributed, world_size=place.world_size,
+        rank=place.rank, local_rank=place.local_rank, prefetcher=not args.no_prefetcher)
+    utils.random_seed(args.seed, place.rank)
+
+    model = create_network(
+        args.model, args.model_kwargs, model_arguments(args), args.pretrained_path, args.initial_checkpoint,
+        args.head_init_scale, args.head_init_bias, args.grad_checkpointing)
     if args.num_classes is None:
         args.num_classes = model.num_classes
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
-    return model
+    data_config = input_spec(args).resolve(model)
+    folder = RunFolder(_run_dir(args.output, args.experiment, args.resume, args.model, data_config, place), place.rank)
+    checkpoint = folder.find_checkpoint(args.resume)
+    if place.primary:
+        _logger.info(f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {args.num_classes} '
+                     f'classes, {place.world_size} x {place.device.type}')
+        _logger.info('Input: ' + ', '.join(f'{key} {value}' for key, value in data_config.items()))
+    place.place_model(model)
+    if place.distributed and args.sync_bn:
+        args.dist_bn = ''  # running statistics are the same in all processes already
+        model = convert_sync_batchnorm(model)
+
+    spec = data_spec(args, args.num_classes, data_config['interpolation'])
+    data = open_data(spec, data_config, args.num_classes, place)
+    run = _prepare(args, model, data, checkpoint, place)
+    if place.primary:
+        folder.open(_create_saver(run, folder.path, args), yaml.safe_dump(vars(options)), run.metric)
+        if checkpoint is not None and folder.holds(checkpoint):
+            folder.go_on(checkpoint, run.start_epoch)
+        _logger.info(f'Epochs {run.start_epoch + 1} to {run.num_epochs}, learning rate {args.lr:.4g}, '
+                     f'into {folder.path}')
+    _restore(run, data, checkpoint, args.sched, args.sched_on_updates)
+    _run_epochs(run, data, folder, args.val_interval, args.mixup_off_epoch, args.dist_bn, args.log_interval)
+
+    if place.distributed:
+        torch.distributed.destroy_process_group()
+    if place.primary and folder.saver.best_metric is not None:
+        _logger.info(f'Best {run.metric} {folder.saver.best_metric:.4f} in epoch {folder.saver.best_epoch + 1}; '
+                     f'checkpoints in {folder.path}')
+    return folder.path
 
 
-def _create_loss(args: argparse.Namespace) -> nn.Module:
-    mixing = is_mixing(args)
-    if args.bce_loss and (mixing or args.smoothing):
-        return BinaryCrossEntropy(
-            target_threshold=args.bce_target_thresh,
-            sum_classes=args.bce_sum,
-            pos_weight=args.bce_pos_weight,
-            **({} if mixing else dict(smoothing=args.smoothing)),
-        )
-    if mixing:
-        return SoftTargetCrossEntropy()
-    if args.smoothing:
-        return LabelSmoothingCrossEntropy(smoothing=args.smoothing)
-    return nn.CrossEntropyLoss()
-
-
-def _scale_lr(args: argparse.Namespace) -> None:
-    """Learning rate from --lr-base and the global batch size, where --lr does not give it."""
-    if args.lr:
-        return
-    scale = args.lr_base_scale or ('sqrt' if any(o in args.opt.lower() for o in ('ada', 'lamb')) else 'linear')
-    ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
-    args.lr = args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
-
-
-def _create_scheduler(
-        args: argparse.Namespace,
-        optimizer: torch.optim.Optimizer,
-        metric: str,
-        updates_per_epoch: int,
-) -> Tuple[Any, int]:
-    if args.sched not in SCHEDULES:  # older versions of timm would train without a schedule
-        raise UserError(f'--sched {args.sched}: no such schedule; there are {", ".join(SCHEDULES)}')
-    with blame(f'--sched {args.sched}'):
-        return create_scheduler_v2(
-            optimizer,
-            **scheduler_kwargs(args, decreasing_metric=metric == 'loss'),
-            updates_per_epoch=updates_per_epoch,
-        )
-
-
-def _run_dir(args: argparse.Namespace, data_config: Dict[str, Any]) -> Path:
-    names = [args.experiment or '-'.join(
-        [datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model), str(data_config['input_size'][-1])])]
-    if args.distributed:
+def _run_dir(
+        output: str,
+        experiment: str,
+        resume: str,
+        model: str,
+        data_config: Dict[str, Any],
+        place: Placement,
+) -> Path:
+    if resume == 'auto' and not experiment:
+        raise UserError('--resume auto: needs --experiment, the name of the run to go on with')
+    time, size = datetime.now().strftime('%Y%m%d-%H%M%S'), data_config['input_size'][-1]
+    names = [experiment or f'{time}-{safe_model_name(model)}-{size}']
+    if place.distributed:
         torch.distributed.broadcast_object_list(names)  # clocks differ
-    return Path(args.output or './output/train') / names[0]
+    return Path(output or './output/train') / names[0]
 
 
-def _find_checkpoint(args: argparse.Namespace, run_dir: Path) -> Optional[Path]:
-    """Checkpoint to go on from, None for a fresh start. A run that is there already is never written over."""
-    checkpoint = None
-    if args.resume == 'auto':
-        if not args.experiment:
-            raise UserError('--resume auto: needs --experiment, the name of the run to go on with')
-        checkpoint = resume.find_last(run_dir)
-        if checkpoint is None:
-            return None  # killed before its first checkpoint, or not begun
-    elif args.resume:
-        checkpoint = Path(args.resume)
-        if not checkpoint.is_file():
-            raise UserError(f'--resume {checkpoint}: no such file')
-    if (run_dir / resume.SUMMARY).exists() and (checkpoint is None or checkpoint.parent.resolve() != run_dir.resolve()):
-        raise UserError(f'--experiment {args.experiment}: {run_dir} holds a run; --resume auto goes on with it')
-    return checkpoint
+@dataclass
+class _Run:
+    trainer: Trainer
+    eval_models: Dict[str, nn.Module]  # by what is added to the label of their progress
+    metric: str  # of the best checkpoint
+    start_epoch: int
+    num_epochs: int
+    updates_per_epoch: int
+
+
+def _prepare(
+        args: argparse.Namespace,  # timm's optimizers and schedules read their options from it
+        model: nn.Module,
+        data: TrainData,
+        checkpoint: Optional[Path],
+        place: Placement,
+) -> _Run:
+    """Loss, optimizer and schedule, the state of a checkpoint, and the model compiled and distributed."""
+    updates_per_epoch = math.ceil(len(data.train_loader) / args.grad_accum_steps)
+    metric = args.eval_metric if data.eval_loader is not None else 'loss'
+    loss_fn = create_loss(args.smoothing, data.mixes, loss_arguments(args)).to(device=place.device)
+    if not args.lr:
+        args.lr = scaled_learning_rate(
+            args.lr_base, args.lr_base_size, args.lr_base_scale, args.opt,
+            args.batch_size * place.world_size * args.grad_accum_steps)
+    optimizer = create_optimizer(model, args)
+    scheduler, num_epochs = create_schedule(optimizer, args, metric, updates_per_epoch)
+    loss_scaler = None
+    if place.autocast_dtype is torch.float16 and place.device.type == 'cuda':
+        loss_scaler = utils.NativeScaler(device=place.device.type)
+
+    source, content = f'--resume {checkpoint}', {}
+    if checkpoint is not None:
+        content = read_checkpoint(str(checkpoint), '--resume')
+        load_weights(model, content, source)
+        if not args.no_resume_opt:
+            _load_optimizer(content, source, optimizer, loss_scaler)
+    start_epoch = content.get('epoch', -1) + 1 if args.start_epoch is None else args.start_epoch
+    model_ema = None
+    if args.model_ema:
+        model_ema = utils.ModelEmaV3(
+            model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
+            device='cpu' if args.model_ema_force_cpu else None)
+        if content:
+            load_weights(model_ema.module, content, source, use_ema=True)
+    del content  # the size of three models
+
+    model = compile_model(model, args.torchcompile, args.torchcompile_mode)
+    eval_models = {'': model}
+    if model_ema is not None and not args.model_ema_force_cpu:
+        eval_models[' EMA'] = compile_model(model_ema.module, args.torchcompile, args.torchcompile_mode)
+    trainer = Trainer(
+        distribute(model, place, not args.no_ddp_bb), optimizer, scheduler, loss_fn, place, args.grad_accum_steps,
+        args.clip_grad, args.clip_mode, loss_scaler, model_ema, data.mixup)
+    return _Run(trainer, eval_models, metric, start_epoch, num_epochs, updates_per_epoch)
 
 
 def _load_optimizer(
@@ -149,241 +180,106 @@ def _load_optimizer(
         optimizer: torch.optim.Optimizer,
         loss_scaler: Optional[utils.NativeScaler],
 ) -> None:
-    with blame(source):
+    with blame(source, LookupError, RuntimeError, TypeError, ValueError):
         if 'optimizer' in checkpoint:
             optimizer.load_state_dict(checkpoint['optimizer'])
         if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
             loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
 
 
-def _continue_run(saver: utils.CheckpointSaver, checkpoint: Path, start_epoch: int, metric: str) -> None:
-    """Bring the folder of a run that was killed at any point into the state right after one of its checkpoints."""
-    resume.trim_summary(checkpoint.parent, start_epoch)
-    *before, last = resume.read_summary(checkpoint.parent) or [None]
-    if last is None:
-        return
-    resume.restore_saver(saver, checkpoint.parent, before, metric)
-    # the saver may have been killed before it had made copies of the checkpoint and dropped a worse one
-    file_checkpoint(saver, checkpoint, int(last['epoch']), last[resume.metric_key(last, metric)])
+def _create_saver(run: _Run, folder: Path, args: argparse.Namespace) -> utils.CheckpointSaver:
+    return utils.CheckpointSaver(
+        model=run.trainer.model,
+        optimizer=run.trainer.optimizer,
+        args=args,  # timm's checkpoints hold it
+        model_ema=run.trainer.model_ema,
+        amp_scaler=run.trainer.loss_scaler,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+        decreasing=run.metric == 'loss',
+        max_history=args.checkpoint_hist,
+    )
 
 
-def _start_schedule(scheduler: Any, epoch: int, updates_per_epoch: int, args: argparse.Namespace, last: Any) -> None:
-    """Set the learning rate of the first epoch of a run that goes on."""
-    if epoch <= 0:
-        return
-    if args.sched_on_updates:
-        scheduler.step_update(epoch * updates_per_epoch)
-    elif args.sched != 'plateau':
-        scheduler.step(epoch)
-    elif last is not None:  # the one schedule that has a memory
-        plateau, metric = last
-        scheduler.lr_scheduler.load_state_dict(plateau)
-        scheduler.step(epoch, metric)
-
-
-def train(args: argparse.Namespace) -> Path:
-    """Train as the options say. The order of steps, and so of random numbers, is that of timm's train.py.
-
-    Args:
-        args: Options, as `parse` returns them.
-
-    Returns:
-        Folder of the run, with checkpoints, args.yaml and summary.csv.
-
-    Raises:
-        UserError: Bad input; nothing has been written then, or only whole epochs.
-    """
-    args_text = yaml.safe_dump(vars(args), default_flow_style=False)
-    for module in args.device_modules or []:
-        with blame(f'--device-modules {module}'):
-            importlib.import_module(module)
-    args.grad_accum_steps = max(1, args.grad_accum_steps)
-    args.data_dir = args.data_dir or args.data
-    device = setup_device(args)
-    primary = utils.is_primary(args)
-    utils.random_seed(args.seed, args.rank)
-
-    model = _create_model(args)
-    with blame('model input'):
-        data_config = resolve_data_config(vars(args), model=model, verbose=False)
-    run_dir = _run_dir(args, data_config)
-    checkpoint = _find_checkpoint(args, run_dir)
-    if primary:
-        _logger.info(f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {args.num_classes} '
-                     f'classes, {args.world_size} x {device.type}')
-        _logger.info('Input: ' + ', '.join(f'{key} {value}' for key, value in data_config.items()))
-
-    model.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32'))
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if args.distributed and args.sync_bn:
-        args.dist_bn = ''  # running statistics are the same in all processes already
-        model = convert_sync_batchnorm(model)
-
-    train_loader, mixup = create_train_loader(args, data_config, device)
-    eval_loader = None
-    if args.val_split:
-        eval_loader = create_eval_loader(
-            args,
-            data_config,
-            device,
-            args.val_split,
-            args.validation_batch_size or args.batch_size,
-            num_samples=args.val_num_samples,
-            train_dataset=train_loader.dataset,
-        )
-    updates_per_epoch = math.ceil(len(train_loader) / args.grad_accum_steps)
-    metric = args.eval_metric if eval_loader is not None else 'loss'
-
-    loss_fn = _create_loss(args).to(device=device)
-    _scale_lr(args)
-    if args.opt.lower().removeprefix('lookahead_') not in list_optimizers():
-        raise UserError(f'--opt {args.opt}: no such optimizer (timm.optim.list_optimizers() lists them); '
-                        f'{closest(args.opt, list_optimizers())}')
-    with blame(f'--opt {args.opt}'):
-        optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
-    scheduler, num_epochs = _create_scheduler(args, optimizer, metric, updates_per_epoch)
-    autocast = build_autocast(args, device)
-    loss_scaler = None
-    if args.amp and args.amp_dtype == 'float16' and device.type == 'cuda':
-        loss_scaler = utils.NativeScaler(device=device.type)
-
-    start_epoch, resumed, source = 0, {}, f'--resume {checkpoint}'
+def _restore(run: _Run, data: TrainData, checkpoint: Optional[Path], sched: str, on_updates: bool) -> None:
+    """Put schedule and random number generators into the state that belongs to a checkpoint."""
+    trainer, epoch = run.trainer, run.start_epoch
+    state: Dict[str, Any] = {}
     if checkpoint is not None:
-        resumed = read_checkpoint(str(checkpoint), '--resume')
-        load_weights(model, resumed, source)
-        if not args.no_resume_opt:
-            _load_optimizer(resumed, source, optimizer, loss_scaler)
-        start_epoch = resumed.get('epoch', -1) + 1
-    if args.start_epoch is not None:
-        start_epoch = args.start_epoch
-    model_ema = None
-    if args.model_ema:
-        model_ema = utils.ModelEmaV3(
-            model,
-            decay=args.model_ema_decay,
-            use_warmup=args.model_ema_warmup,
-            device='cpu' if args.model_ema_force_cpu else None,
-        )
-        if resumed:
-            load_weights(model_ema.module, resumed, source, use_ema=True)
-    del resumed  # the size of three models
+        state = load_resume_state(checkpoint.parent, epoch - 1, trainer.placement.rank) or {}
+    if epoch > 0 and on_updates:
+        trainer.scheduler.step_update(epoch * run.updates_per_epoch)
+    elif epoch > 0 and sched != 'plateau':
+        trainer.scheduler.step(epoch)
+    elif epoch > 0 and 'plateau' in state:
+        plateau, metric = state['plateau']
+        trainer.scheduler.lr_scheduler.load_state_dict(plateau)
+        trainer.scheduler.step(epoch, metric)
+    data.track(state)
+    if state:
+        set_rng_state(state['rng'])
 
-    eval_models = {'': model}
-    if model_ema is not None and not args.model_ema_force_cpu:
-        eval_models[' EMA'] = model_ema.module
-    if args.torchcompile:
-        with blame(f'--torchcompile {args.torchcompile}'):
-            eval_models = {
-                name: torch.compile(m, backend=args.torchcompile, mode=args.torchcompile_mode)
-                for name, m in eval_models.items()
-            }
-        model = eval_models['']
-    if args.distributed:
-        model = DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type != 'cpu' else None,
-            broadcast_buffers=not args.no_ddp_bb,
-        )
 
-    saver = None
-    if primary:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / 'args.yaml').write_text(args_text)
-        saver = utils.CheckpointSaver(
-            model=model,
-            optimizer=optimizer,
-            args=args,
-            model_ema=model_ema,
-            amp_scaler=loss_scaler,
-            checkpoint_dir=str(run_dir),
-            recovery_dir=str(run_dir),
-            decreasing=metric == 'loss',
-            max_history=args.checkpoint_hist,
-        )
-        if checkpoint is not None and checkpoint.parent.resolve() == run_dir.resolve():
-            _continue_run(saver, checkpoint, start_epoch, metric)
-        _logger.info(f'Epochs {start_epoch + 1} to {num_epochs}, learning rate {args.lr:.4g}, into {run_dir}')
+def _resume_state(run: _Run, data: TrainData, latest: float) -> Dict[str, Any]:
+    """All that `_restore` puts back, after an epoch with a metric."""
+    state = dict(rng=get_rng_state(), **data.states())
+    scheduler = run.trainer.scheduler
+    if hasattr(scheduler, 'lr_scheduler'):  # plateau, the one schedule that has a memory
+        state['plateau'] = (scheduler.lr_scheduler.state_dict(), latest)
+    return state
 
-    memory = resume.load_resume_state(checkpoint.parent, start_epoch - 1, args.rank) if checkpoint is not None else None
-    memory = memory or {}
-    _start_schedule(scheduler, start_epoch, updates_per_epoch, args, memory.get('plateau'))
-    train_rng = RngTracker(train_loader, memory.get('train_workers'))
-    eval_rng = RngTracker(eval_loader, memory.get('eval_workers')) if eval_loader is not None else None
-    if memory:
-        set_rng_state(memory['rng'])
 
-    for epoch in range(start_epoch, num_epochs):
-        if hasattr(train_loader.dataset, 'set_epoch'):
-            train_loader.dataset.set_epoch(epoch)
-        elif hasattr(train_loader.sampler, 'set_epoch'):
-            train_loader.sampler.set_epoch(epoch)
-        if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-            train_rng.disable_mixup()
-            if mixup is not None:
-                mixup.mixup_enabled = False
-
-        train_metrics = train_one_epoch(
-            epoch,
-            model,
-            train_loader,
-            optimizer,
-            loss_fn,
-            args,
-            device,
-            num_epochs,
-            scheduler,
-            autocast=autocast,
-            loss_scaler=loss_scaler,
-            model_ema=model_ema,
-            mixup=mixup,
-        )
-        if args.distributed and args.dist_bn:
-            utils.distribute_bn(model, args.world_size, args.dist_bn == 'reduce')
-        if (epoch + 1) % args.val_interval and epoch + 1 != num_epochs:
-            scheduler.step(epoch + 1, metric=None)
+def _run_epochs(
+        run: _Run,
+        data: TrainData,
+        folder: RunFolder,
+        val_interval: int,
+        mixup_off_epoch: int,
+        dist_bn: str,
+        log_interval: int,
+) -> None:
+    trainer, place = run.trainer, run.trainer.placement
+    for epoch in range(run.start_epoch, run.num_epochs):
+        data.start_epoch(epoch, mixes=not mixup_off_epoch or epoch < mixup_off_epoch)
+        train_metrics = trainer.train_epoch(data.train_loader, epoch, run.num_epochs, log_interval)
+        _share_statistics(trainer.model, dist_bn, place)
+        if (epoch + 1) % val_interval and epoch + 1 != run.num_epochs:
+            trainer.scheduler.step(epoch + 1, metric=None)
             continue
 
         eval_metrics = None
-        if eval_loader is not None:
-            for name, eval_model in eval_models.items():
-                if name and args.distributed and args.dist_bn:
-                    utils.distribute_bn(eval_model, args.world_size, args.dist_bn == 'reduce')
-                eval_metrics = validate(eval_model, eval_loader, args, device, f'Validate{name}', autocast)
-        latest = (eval_metrics or train_metrics)[metric]
-
-        resume_state = dict(
-            rng=get_rng_state(),
-            train_workers=train_rng.states(),
-            eval_workers=eval_rng.states() if eval_rng is not None else [],
-        )
-        if args.sched == 'plateau':
-            resume_state['plateau'] = (scheduler.lr_scheduler.state_dict(), latest)
-        run_dir.mkdir(parents=True, exist_ok=True)  # ranks other than the primary write there too
-        resume.save_resume_state(run_dir, epoch, args.rank, resume_state)
-        if args.distributed:
+        if data.eval_loader is not None:
+            for name, eval_model in run.eval_models.items():
+                if name:
+                    _share_statistics(eval_model, dist_bn, place)
+                eval_metrics = evaluate(eval_model, data.eval_loader, place, f'Validate{name}', log_interval)
+        latest = (eval_metrics or train_metrics)[run.metric]
+        folder.save_state(epoch, _resume_state(run, data, latest))
+        if place.distributed:
             torch.distributed.barrier()  # the checkpoint comes last: all that belongs to it is there then
-        if primary:
-            lrs = [group['lr'] for group in optimizer.param_groups]
-            utils.update_summary(
-                epoch,
-                train_metrics,
-                eval_metrics,
-                filename=str(run_dir / resume.SUMMARY),
-                lr=sum(lrs) / len(lrs),
-                write_header=not (run_dir / resume.SUMMARY).exists(),
-            )
-            _logger.info('  '.join([
-                f'Epoch {epoch + 1}/{num_epochs}',
-                f'train loss {train_metrics["loss"]:.4f}',
-                *(f'{name} {value:.4f}' for name, value in (eval_metrics or {}).items()),
-                f'lr {sum(lrs) / len(lrs):.3g}',
-            ]))
-            saver.save_checkpoint(epoch, metric=latest)
-        scheduler.step(epoch + 1, latest)
+        if place.primary:
+            rates = [group['lr'] for group in trainer.optimizer.param_groups]
+            rate = sum(rates) / len(rates)
+            folder.save_epoch(epoch, train_metrics, eval_metrics, rate)
+            _log_epoch(f'Epoch {epoch + 1}/{run.num_epochs}', train_metrics, eval_metrics, rate)
+        trainer.scheduler.step(epoch + 1, latest)
 
-    if args.distributed:
-        torch.distributed.destroy_process_group()
-    if primary and saver.best_metric is not None:
-        _logger.info(f'Best {metric} {saver.best_metric:.4f} in epoch {saver.best_epoch + 1}; checkpoints in {run_dir}')
-    return run_dir
+
+def _share_statistics(model: nn.Module, how: str, place: Placement) -> None:
+    """Give all processes the same running statistics of batch norm: 'reduce', 'broadcast' or, if empty, not."""
+    if place.distributed and how:
+        utils.distribute_bn(model, place.world_size, how == 'reduce')
+
+
+def _log_epoch(
+        label: str,
+        train_metrics: Dict[str, float],
+        eval_metrics: Optional[Dict[str, float]],
+        learning_rate: float,
+) -> None:
+    _logger.info('  '.join([
+        label,
+        f'train loss {train_metrics["loss"]:.4f}',
+        *(f'{name} {value:.4f}' for name, value in (eval_metrics or {}).items()),
+        f'lr {learning_rate:.3g}',
+    ]))

@@ -1,154 +1,140 @@
-"""What training and validation set up alike: device, precision, model and checkpoint."""
+"""The parts of a run, made as timm's train.py makes them: network, loss, learning rate, optimizer and schedule."""
 import argparse
-import re
-from contextlib import nullcontext
-from functools import partial
-from typing import Any, Callable, Dict, Tuple
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
 
-import timm
 import torch
 import torch.nn as nn
-from safetensors.torch import load_file
-from timm.models import clean_state_dict, create_model
-from timm.utils import init_distributed_device
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError, blame, closest
+from ..common.checkpoint import load_weights, read_checkpoint
+from ..common.device import Placement
+from ..common.errors import UserError, blame, closest
+from ..common.networks import build_model
 
 __all__ = [
-    'build_autocast', 'build_model', 'describe_mismatch', 'input_channels', 'load_weights', 'place_batch',
-    'read_checkpoint', 'setup_device',
+    'create_loss', 'create_network', 'create_optimizer', 'create_schedule', 'distribute', 'scaled_learning_rate',
 ]
 
-
-def setup_device(args: argparse.Namespace) -> torch.device:
-    """Device of this process; sets distributed, world_size, rank, local_rank and prefetcher in `args`."""
-    args.prefetcher = not args.no_prefetcher
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    with blame(f'--device {args.device}'):
-        device = init_distributed_device(args)
-    if args.amp and args.model_dtype not in (None, 'float32'):
-        raise UserError(f'--model-dtype {args.model_dtype}: --amp needs a model in float32')
-    return device
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly')
 
 
-def build_autocast(args: argparse.Namespace, device: torch.device) -> Callable[[], Any]:
-    """Context manager of the forward pass."""
-    if not args.amp:
-        return nullcontext
-    return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
-
-
-def place_batch(
-        images: torch.Tensor,
-        target: torch.Tensor,
-        args: argparse.Namespace,
-        device: torch.device,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Bring a batch to the device, in the layout and precision of the options, as far as the loader has not."""
-    if not args.prefetcher:
-        images = images.to(device=device, dtype=getattr(torch, args.model_dtype or 'float32'))
-        target = target.to(device=device)
-    if args.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images, target
-
-
-def input_channels(args: argparse.Namespace) -> int:
-    """Input channels that the options ask for, 3 if they do not."""
-    return args.in_chans if args.in_chans is not None else args.input_size[0] if args.input_size else 3
-
-
-def build_model(args: argparse.Namespace, **kwargs: Any) -> nn.Module:
-    """Create the model that the options name.
+def create_network(
+        name: str,
+        model_kwargs: Dict[str, Any],
+        arguments: Dict[str, Any],
+        pretrained_path: Optional[str] = None,
+        initial_checkpoint: str = '',
+        head_init_scale: Optional[float] = None,
+        head_init_bias: Optional[float] = None,
+        grad_checkpointing: bool = False,
+) -> nn.Module:
+    """Network to train, on the CPU.
 
     Args:
-        args: Options `model` and `model_kwargs`.
-        **kwargs: Further arguments of `timm.create_model`.
+        name: Name of the model.
+        model_kwargs: What the user gives as --model-kwargs.
+        arguments: Further arguments of `timm.create_model`.
+        pretrained_path: File that these arguments name.
+        initial_checkpoint: Checkpoint to load after initialisation, none if empty.
+        head_init_scale: Factor of the classifier's weights and biases.
+        head_init_bias: Bias of the classifier.
+        grad_checkpointing: Recompute activations in the backward pass.
 
     Raises:
-        UserError: Unknown model or model argument, or a value that the model rejects.
+        UserError: Unknown model, or a file that is missing or of another network.
     """
-    name = args.model
-    if not name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(name):
-        raise UserError(f'--model {name}: no such model (timm.list_models() lists them); '
-                        f'{closest(name, timm.list_models())}')
-    with blame(f'--model {name}'):
-        try:
-            return create_model(name, **kwargs, **args.model_kwargs)
-        except TypeError as e:
-            argument = re.search(r"unexpected keyword argument '(\w+)'", str(e))
-            if argument is None:
-                raise
-            raise UserError(
-                f'--model-kwargs {argument.group(1)}: no such argument of {name}; networks with layer attention take '
-                "context, context_dim, hidden_dim, reduction, attn_layer and the arguments of timm's ResNet") from e
+    if pretrained_path and not Path(pretrained_path).is_file():
+        raise UserError(f'--pretrained-path {pretrained_path}: no such file')
+    model = build_model(name, model_kwargs, **arguments)
+    if initial_checkpoint:
+        weights = read_checkpoint(initial_checkpoint, '--initial-checkpoint')
+        load_weights(model, weights, f'--initial-checkpoint {initial_checkpoint}', use_ema=True)
+    with torch.no_grad():
+        if head_init_scale is not None:
+            model.get_classifier().weight.mul_(head_init_scale)
+            model.get_classifier().bias.mul_(head_init_scale)
+        if head_init_bias is not None:
+            model.get_classifier().bias.fill_(head_init_bias)
+    if grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    return model
 
 
-def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
-    """Read a checkpoint of timm's or this package's training, or a bare state dict, without running code in it.
+def create_loss(smoothing: float, mixes: bool, bce: Optional[Dict[str, Any]] = None) -> nn.Module:
+    """Loss of training.
 
     Args:
-        path: The file, .safetensors or of `torch.save`.
-        option: Option that named it.
-
-    Returns:
-        Mapping with `state_dict` and whatever else a training checkpoint holds.
-
-    Raises:
-        UserError: The file is missing, damaged or not a checkpoint.
+        smoothing: Label smoothing.
+        mixes: Targets are mixed, and smoothed by that.
+        bce: Arguments of timm's `BinaryCrossEntropy`, None for cross-entropy.
     """
-    try:
-        if path.endswith('.safetensors'):
-            return dict(state_dict=load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options, in checkpoints of training
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError as e:
-        raise UserError(f'{option} {path}: no such file') from e
-    except Exception as e:  # torch and pickle raise whatever a damaged file leads them to
-        raise UserError(f'{option} {path}: {" ".join(str(e).split()) or type(e).__name__}') from e
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{option} {path}: holds a {type(checkpoint).__name__}, not a checkpoint')
-    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint.get('model', checkpoint))
+    if bce is not None and (mixes or smoothing):
+        return BinaryCrossEntropy(**bce, **({} if mixes else dict(smoothing=smoothing)))
+    if mixes:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing=smoothing) if smoothing else nn.CrossEntropyLoss()
 
 
-def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: str, use_ema: bool = False) -> None:
-    """Load the weights of a checkpoint into a model of the same architecture.
+def scaled_learning_rate(base: float, base_size: int, scale: str, optimizer: str, global_batch: int) -> float:
+    """Learning rate for a global batch size, from that for another.
 
     Args:
-        model: Not wrapped by DDP or torch.compile.
-        checkpoint: As from `read_checkpoint`.
-        source: Option and file, for the message.
-        use_ema: Take the EMA weights if there are any.
+        base: Learning rate at a global batch of `base_size`.
+        base_size: Images.
+        scale: 'linear', 'sqrt', or empty for what suits the optimizer.
+        optimizer: Its name.
+        global_batch: Images in an optimizer step, over all processes.
+    """
+    scale = scale or ('sqrt' if any(name in optimizer.lower() for name in ('ada', 'lamb')) else 'linear')
+    ratio = global_batch / base_size
+    return base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+
+
+def create_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim.Optimizer:
+    """timm's optimizer; `options` are those that its `optimizer_kwargs` reads.
 
     Raises:
-        UserError: The weights are not those of the model; says what differs.
+        UserError: No such optimizer, or arguments that it rejects.
     """
-    state_dict = use_ema and checkpoint.get('state_dict_ema') or checkpoint['state_dict']
-    try:
-        model.load_state_dict(clean_state_dict(state_dict))
-    except (RuntimeError, TypeError, AttributeError) as e:
-        raise UserError(f'{source}: {describe_mismatch(e)}') from e
+    name = options.opt
+    if name.lower().removeprefix('lookahead_') not in list_optimizers():
+        raise UserError(f'--opt {name}: no such optimizer (timm.optim.list_optimizers() lists them); '
+                        f'{closest(name, list_optimizers())}')
+    with blame(f'--opt {name}', AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
+        return create_optimizer_v2(model, **optimizer_kwargs(cfg=options), **options.opt_kwargs)
 
 
-def describe_mismatch(error: Exception) -> str:
-    """One line from torch's many when a state dict does not fit."""
-    lines = [' '.join(line.split()) for line in str(error).splitlines()]
-    kinds: Dict[str, str] = {}
-    for line in lines[1:]:
-        kind, _, rest = line.partition(':')
-        if kind.startswith(('Missing key', 'Unexpected key')):
-            keys = rest.strip(' .').split(', ')
-            kinds[kind] = f'{"lacks" if kind.startswith("Missing") else "has too many"}: {_shorten(keys)}'
-        elif kind.startswith('size mismatch for'):
-            shapes = re.findall(r'torch\.Size\(\[([\d, ]*)\]\)', line)
-            kinds.setdefault('size', f'{kind.split()[-1]} has shape [{shapes[0]}], the model [{shapes[-1]}]')
-    if kinds:
-        return 'weights of another network; ' + '; '.join(kinds.values())
-    return lines[0] if lines else type(error).__name__
+def create_schedule(
+        optimizer: torch.optim.Optimizer,
+        options: argparse.Namespace,
+        metric: str,
+        updates_per_epoch: int,
+) -> Tuple[Any, int]:
+    """timm's schedule, and the number of epochs; `options` are those that its `scheduler_kwargs` reads.
+
+    Raises:
+        UserError: No such schedule, or values that it rejects.
+    """
+    if options.sched not in SCHEDULES:  # older versions of timm would train without a schedule
+        raise UserError(f'--sched {options.sched}: no such schedule; there are {", ".join(SCHEDULES)}')
+    with blame(f'--sched {options.sched}', ArithmeticError, AssertionError, LookupError, TypeError, ValueError):
+        return create_scheduler_v2(
+            optimizer,
+            **scheduler_kwargs(options, decreasing_metric=metric == 'loss'),
+            updates_per_epoch=updates_per_epoch,
+        )
 
 
-def _shorten(keys: list, limit: int = 3) -> str:
-    shown = ', '.join(key.strip('"') for key in keys[:limit])
-    return f'{shown} and {len(keys) - limit} more' if len(keys) > limit else shown
+def distribute(model: nn.Module, placement: Placement, broadcast_buffers: bool) -> nn.Module:
+    """Wrap a model in DDP if there are several processes."""
+    if not placement.distributed:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[placement.device] if placement.device.type != 'cpu' else None,
+        broadcast_buffers=broadcast_buffers,
+    )

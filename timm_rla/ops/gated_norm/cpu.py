@@ -1,8 +1,7 @@
-"""The memory passes over a feature volume on a CPU, by torch's own kernels of batch norm.
+"""The memory passes over a feature map on a CPU, by torch's own kernels of batch norm.
 
-Each image and channel is taken for a channel of one image, [1, B * C, H, W]: batch norm's statistics are those of each
-image and channel then, and its affine step has a scale and a shift for each. These kernels are vectorised and run in
-one pass where the same in torch's general operators takes two or three.
+A feature map is viewed as one image with B * C channels, [1, B * C, H, W]: batch norm then has statistics, scale and
+shift for each image and channel. Its kernels are vectorised and make one pass where general operators make two or more.
 """
 from typing import Tuple
 
@@ -14,7 +13,7 @@ aten = torch.ops.aten
 
 
 def available(z: torch.Tensor) -> bool:
-    """Whether these passes take a volume: float32 or float64 on a CPU, contiguous, not empty."""
+    """True if these passes take a feature map: float32 or float64 on a CPU, contiguous, not empty."""
     return (
         z.device.type == 'cpu'
         and z.dtype in (torch.float32, torch.float64)
@@ -38,8 +37,8 @@ def _affine(z: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, shift: tor
 def statistics(z: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance over H and W: [B, C, H, W] -> [B, C] each.
 
-    By group norm with a group for each channel: it alone adds up in vectors, and in a stable way. That its output is
-    not wanted matters less: `batch_norm_update_stats`, with sums in double precision, takes three times as long.
+    By group norm with one group per channel, whose sums are vectorised and stable. Its output is thrown away, which
+    costs less than `batch_norm_update_stats`, whose scalar sums in double precision take three times as long.
     """
     batch, channels, height, width = z.shape
     tiny = torch.finfo(z.dtype).tiny  # keeps the reciprocal of the standard deviation finite

@@ -1,9 +1,9 @@
-"""The memory passes over a feature volume on a GPU, by Triton kernels.
+"""The memory passes over a feature map on a GPU, by Triton kernels.
 
 A kernel works on tiles [BLOCK_C, BLOCK_S] of one image: some channels by some of its S = H * W positions. One code
 serves both layouts, the shape of the tile makes it coalesced: long in S where images are stored channel by channel, a
 cache line wide in C for channels_last. Arithmetic is in float32, for float64 in float64. The order of every sum follows
-from the shape of the volume alone: results repeat bit for bit.
+from the shape of the feature map alone: results repeat bit for bit.
 """
 import functools
 import math
@@ -22,7 +22,7 @@ __all__ = ['apply', 'available', 'combine', 'reduce', 'statistics']
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPTIONS = {'num_warps': 8, 'enable_fp_fusion': True}  # the second is Triton's default, from 3.9 on with a warning
-TILE = 8192  # bytes that a tile has of each volume: two loads of 16 bytes for each thread
+TILE = 8192  # bytes that a tile has of each feature map: two loads of 16 bytes for each thread
 LINE = 128  # bytes of a cache line
 PROGRAMS = 4096  # some waves on a large GPU; a reduction splits S where images and channels alone give fewer
 MIN_TILES = 4  # in one part of a split S: a smaller one is not worth the launch that merges
@@ -47,8 +47,8 @@ def _tile(
 
     Returns:
         Index of the part of S; index into [B, C] of each channel and whether it is one, [BLOCK_C, 1]; positions in the
-        tile [1, BLOCK_S] and how many are left up to the end of S; offset of the tile in the volume, offsets in the
-        tile, and the step from one tile to the next. What may pass 2**31 is int64.
+        tile [1, BLOCK_S] and how many are left up to the end of S; offset of the tile in the feature map, offsets in
+        the tile, and the step from one tile to the next. What may pass 2**31 is int64.
     """
     # What the compiler cannot know: ALIGN divides the contiguous extent, so that loads may be as wide
     if CHANNELS_LAST:
@@ -201,7 +201,7 @@ def _combine(
 
 
 class Grid(NamedTuple):
-    """How the programs of a kernel share a volume."""
+    """How the programs of a kernel share a feature map."""
     channels: int
     space: int  # S
     channels_last: bool
@@ -213,7 +213,7 @@ class Grid(NamedTuple):
     programs: int
 
     def launch(self, kernel, *args) -> None:
-        """Run a kernel over volumes of this shape; `args` are those in front of the ones that every kernel has."""
+        """Run a kernel over feature maps of this shape; `args` are those in front of the ones that every kernel has."""
         _launch(
             kernel, self.programs, *args, self.channels, self.space, self.turns,
             CHANNELS_LAST=self.channels_last, ALIGN=self.align, BLOCK_C=self.block_c, BLOCK_S=self.block_s,
@@ -240,11 +240,11 @@ def _memory_format(z: torch.Tensor) -> torch.memory_format:
     for memory_format in (torch.contiguous_format, torch.channels_last):
         if z.is_contiguous(memory_format=memory_format):
             return memory_format
-    raise ValueError(f'a volume must be contiguous or channels_last, not of strides {z.stride()}')
+    raise ValueError(f'a feature map must be contiguous or channels_last, not of strides {z.stride()}')
 
 
 def _grid(z: torch.Tensor, split: bool) -> Grid:
-    """Grid for a volume; `split` for reductions: programs then take several tiles."""
+    """Grid for a feature map; `split` for reductions: programs then take several tiles."""
     images, channels, height, width = z.shape
     space = height * width
     channels_last = _memory_format(z) is torch.channels_last
@@ -267,10 +267,10 @@ def _grid(z: torch.Tensor, split: bool) -> Grid:
     return Grid(channels, space, channels_last, align, block_c, block_s, turns, parts, columns * parts)
 
 
-def _volume(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+def _like(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """x in the layout of z, for the kernels know one set of strides."""
     if x.shape != z.shape:
-        raise ValueError(f'volumes must have one shape, not {tuple(x.shape)} and {tuple(z.shape)}')
+        raise ValueError(f'feature maps must have one shape, not {tuple(x.shape)} and {tuple(z.shape)}')
     return x.contiguous(memory_format=_memory_format(z))
 
 
@@ -293,8 +293,9 @@ def _runs_on(device: torch.device) -> bool:
 
 
 def available(z: torch.Tensor) -> bool:
-    """Whether these passes take a volume: Triton is there, z on a GPU that it compiles for (or Triton interprets, to
-    test without one), of a floating-point type with 16 to 64 bits, contiguous or channels_last, not empty.
+    """True if these passes take a feature map: floating point of 16 to 64 bits, contiguous or channels_last, not empty.
+
+    It must be on a GPU that Triton compiles for; or Triton interprets, for tests without a GPU.
     """
     return (
         triton is not None
@@ -341,7 +342,7 @@ def apply(
     """
     out = torch.empty_like(z)
     _grid(z, split=False).launch(
-        _apply, z, _row(mean, z), _row(scale, z), _row(shift, z), _volume(shortcut, z), out)
+        _apply, z, _row(mean, z), _row(scale, z), _row(shift, z), _like(shortcut, z), out)
     return out
 
 
@@ -356,7 +357,7 @@ def reduce(
     g = torch.empty_like(z)
     sums = _empty(z, grid.parts)
     grid.launch(
-        _reduce, _volume(grad, z), _volume(out, z), z, _row(mean, z), g, *sums, z.shape[0] * z.shape[1])
+        _reduce, _like(grad, z), _like(out, z), z, _row(mean, z), g, *sums, z.shape[0] * z.shape[1])
     sum_g, sum_gz = sums.sum(1) if grid.parts > 1 else sums[:, 0]
     return g, sum_g, sum_gz
 
@@ -372,5 +373,5 @@ def combine(
     """g * k1 + (z - mean) * k2 + k3, with all k [B, C]."""
     dz = torch.empty_like(z)
     _grid(z, split=False).launch(
-        _combine, _volume(g, z), z, _row(mean, z), _row(k1, z), _row(k2, z), _row(k3, z), dz)
+        _combine, _like(g, z), z, _row(mean, z), _row(k1, z), _row(k2, z), _row(k3, z), dz)
     return dz

@@ -1,9 +1,9 @@
 """What a user did wrong, said in one line. The command line prints it and leaves with exit code 2."""
 import difflib
 from contextlib import contextmanager
-from typing import Iterable, Iterator, Tuple, Type
+from typing import Iterable, Iterator, Type
 
-__all__ = ['UserError', 'blame', 'closest']
+__all__ = ['UserError', 'blame', 'closest', 'one_line']
 
 
 class UserError(Exception):
@@ -14,28 +14,28 @@ class UserError(Exception):
         return super().__str__().strip().splitlines()[-1].split('UserError: ', 1)[-1]
 
 
+def one_line(error: BaseException) -> str:
+    """Message of an exception in one line; its type where it has none."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def blame(subject: str, *errors: Type[Exception]) -> Iterator[None]:
     """Turn errors that a library raises for bad input into a UserError about `subject`.
 
     Args:
         subject: What the user gave, such as '--model foo'.
-        *errors: Types of exceptions that bad input leads to; those usual in timm and torch if none is given.
+        *errors: Types of exceptions that bad input leads to here. All others are faults of the program.
     """
-    kinds: Tuple[Type[Exception], ...] = errors or (
-        ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
-        ValueError,
-    )
     try:
         yield
-    except kinds as e:
+    except errors as e:
         if isinstance(e, UserError):
             raise
-        message = ' '.join(str(e).split()) or type(e).__name__
-        raise UserError(f'{subject}: {message}') from e
+        raise UserError(f'{subject}: {one_line(e)}') from e
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """The names most like one that does not exist, or where to find them all, as the end of a message."""
+    """The names most like one that does not exist, as the end of a message."""
     close = difflib.get_close_matches(name, list(names), n=3)
     return f'did you mean {" or ".join(close)}?' if close else 'nothing is named like it'

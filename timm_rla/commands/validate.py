@@ -2,30 +2,27 @@
 import argparse
 import csv
 import json
-import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-import torch
 from timm import utils
 
-from ..errors import blame
-from .engine import validate
-from .options import OptionParser
-from .setup import build_autocast, setup_device
-from .trained import (
+from ..common.device import Placement
+from ..common.errors import blame
+from ..common.evaluation import evaluate
+from ..common.networks import compile_model, load_network
+from ..common.options import (
+    OptionParser,
     add_data_options,
     add_model_options,
     add_precision_options,
-    create_validation_loader,
-    load_model,
-    place_model,
+    network_spec,
+    placement,
+    validation_loader,
 )
 
-__all__ = ['evaluate', 'main']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['main']
 
 UNSUPPORTED: Dict[str, Any] = {
     'num_gpu': 1, 'test_pool': False, 'tf_preprocessing': False, 'fuser': '', 'fast_norm': False, 'torchscript': False,
@@ -38,7 +35,8 @@ def validate_parser() -> OptionParser:
     parser = OptionParser(
         prog='timm-rla validate',
         description="Evaluate a model. Options are those of timm's validate.py, with the same names, defaults and "
-                    'meaning, except that without --model the model and its input are those of --checkpoint.',
+                    'meaning, except that without --model the model and its input are those of --checkpoint, as in its '
+                    'training.',
         unsupported=UNSUPPORTED,
     )
     add = parser.add_argument
@@ -57,26 +55,16 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     utils.setup_default_logging()
     args = validate_parser().parse_args(argv)
-    result = evaluate(args)
-    if not utils.is_primary(args):
+    place = placement(args)
+    result = _validate(args, place)
+    if not place.primary:
         return
     if args.results_file:
-        write_result(result, Path(args.results_file), args.results_format)
+        _write_result(result, Path(args.results_file), args.results_format)
     print(f'--result\n{json.dumps(result, indent=4)}')
 
 
-def write_result(result: Dict[str, Any], path: Path, fmt: str) -> None:
-    """Write one result as CSV (header and row) or JSON."""
-    with blame(f'--results-file {path}', OSError), open(path, 'w', newline='') as f:
-        if fmt == 'json':
-            json.dump(result, f, indent=4)
-        else:
-            writer = csv.DictWriter(f, fieldnames=result.keys())
-            writer.writeheader()
-            writer.writerow(result)
-
-
-def evaluate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
+def _validate(args: argparse.Namespace, place: Placement) -> 'OrderedDict[str, Any]':
     """Evaluate as the options say.
 
     Returns:
@@ -85,19 +73,17 @@ def evaluate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
     Raises:
         UserError: Bad input.
     """
-    device = setup_device(args)
-    model = load_model(args)
+    network = load_network(network_spec(args), verbose=place.primary)
+    model, data_config = network.model, network.data_config
     param_count = sum(p.numel() for p in model.parameters())
     if args.reparam:
         model = utils.reparameterize_model(model)
-    data_config = place_model(args, model, device)
-    loader = create_validation_loader(args, data_config, device)
-    if args.torchcompile:
-        with blame(f'--torchcompile {args.torchcompile}'):
-            model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
-    metrics = validate(model, loader, args, device, autocast=build_autocast(args, device))
+    model = place.place_model(model)
+    loader = validation_loader(args, network, place)
+    model = compile_model(model, args.torchcompile, args.torchcompile_mode)
+    metrics = evaluate(model, loader, place, log_interval=args.log_freq)
     return OrderedDict(
-        model=args.model,
+        model=network.name,
         top1=round(metrics['top1'], 4),
         top1_err=round(100 - metrics['top1'], 4),
         top5=round(metrics['top5'], 4),
@@ -107,3 +93,14 @@ def evaluate(args: argparse.Namespace) -> 'OrderedDict[str, Any]':
         crop_pct=data_config['crop_pct'],
         interpolation=data_config['interpolation'],
     )
+
+
+def _write_result(result: Dict[str, Any], path: Path, fmt: str) -> None:
+    """Write one result as CSV (header and row) or JSON."""
+    with blame(f'--results-file {path}', OSError), open(path, 'w', newline='') as f:
+        if fmt == 'json':
+            json.dump(result, f, indent=4)
+        else:
+            writer = csv.DictWriter(f, fieldnames=result.keys())
+            writer.writeheader()
+            writer.writerow(result)

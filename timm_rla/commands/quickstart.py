@@ -9,12 +9,14 @@ from typing import List, Optional
 from PIL import Image
 from timm.utils import setup_default_logging
 
-from .curves import plot_curves
-from .environment import describe_environment
-from .extras import import_extra
-from .train.options import OptionParser, parse, train_parser
-from .train.resume import read_summary
-from .train.run import train
+from ..analysis.curves import plot_curves
+from ..common.environment import describe_environment
+from ..common.errors import blame
+from ..common.extras import import_extra
+from ..common.options import OptionParser, parse
+from ..common.summary import read_summary
+from ..train.options import train_parser
+from ..train.run import train
 
 __all__ = ['main', 'write_digits']
 
@@ -24,7 +26,7 @@ HELD_OUT = 360  # of 1,797 images
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     parser = OptionParser(prog='timm-rla quickstart', description='Train a small network on handwritten digits.')
-    parser.add_argument('--config', default='train_configs/quickstart.yaml', metavar='FILE', help='recipe')
+    parser.add_argument('--config', default='quickstart', metavar='FILE', help='recipe, by name or file')
     parser.add_argument('--output', default='output/quickstart', metavar='DIR', help='folder for images and runs')
     parser.add_argument('--result', metavar='FILE', help='write the result as CSV, too')
     args, options = parser.parse_known_args(argv)
@@ -33,10 +35,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     output = Path(args.output)
     digits = write_digits(output / 'digits')
     start = time.perf_counter()
-    run = train(parse(
+    run_options = parse(
         train_parser(),
         ['--config', args.config, '--data-dir', str(digits), '--output', str(output), *options],
-    ))
+    )
+    run = train(run_options)
     seconds = time.perf_counter() - start
     curve = plot_curves([run], run / 'curves.png')
     rows = read_summary(run)
@@ -45,14 +48,14 @@ def main(argv: Optional[List[str]] = None) -> None:
         held_out=HELD_OUT,
         top1=round(rows[-1]['eval_top1'], 2),
         seconds=round(seconds),
-        **describe_environment(),
+        **describe_environment(run_options.device),
     )
     print(f'Images      {digits}')
     print(f'Checkpoint  {run / "last.pth.tar"}')
     print(f'Curve       {curve}')
     print('Top-1       {top1:.2f} % of {held_out} held-out digits after {epochs} epochs, {seconds} s'.format(**result))
     if args.result:
-        with open(args.result, 'w', newline='') as f:
+        with blame(f'--result {args.result}', OSError), open(args.result, 'w', newline='') as f:
             writer = csv.DictWriter(f, fieldnames=result)
             writer.writeheader()
             writer.writerow(result)
@@ -60,6 +63,12 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 def write_digits(root: Path) -> Path:
     """Write the 1,797 digits, 8 x 8 pixels each, as an image folder `root/{train,validation}/{0..9}/*.png`, once.
+
+    Args:
+        root: Folder to write. If it exists, it stays as it is.
+
+    Returns:
+        `root`.
 
     Raises:
         UserError: scikit-learn is not installed.

@@ -1,23 +1,13 @@
-"""`timm-rla curves RUN...`: loss and error of training runs over their epochs (the paper's Figure 3)."""
+"""Loss and error of training runs over their epochs (the paper's Figure 3)."""
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Sequence
 
-from .errors import UserError
-from .extras import import_pyplot
-from .plotting import COLORS, check_picture, save_picture, tidy_axes
-from .train.options import OptionParser
-from .train.resume import SUMMARY, read_summary
+from ..common.errors import UserError
+from ..common.extras import import_pyplot
+from ..common.plotting import COLORS, check_picture, save_picture, tidy_axes
+from ..common.summary import SUMMARY, read_summary
 
-__all__ = ['main', 'plot_curves']
-
-
-def main(argv: Optional[List[str]] = None) -> None:
-    """Command line."""
-    parser = OptionParser(prog='timm-rla curves', description='Plot loss and error of runs over each other.')
-    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run, or its summary.csv')
-    parser.add_argument('--output', default='curves.png', metavar='FILE', help='picture; PNG, SVG or PDF by its ending')
-    args = parser.parse_args(argv)
-    print(plot_curves([Path(run) for run in args.runs], Path(args.output)))
+__all__ = ['plot_curves']
 
 
 def _label(run: Path) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from timm_rla.train.options import UNSUPPORTED, parse, train_parser
+from timm_rla.common.options import parse
+from timm_rla.train.options import UNSUPPORTED, train_parser
 
 CHECKOUT = Path(os.environ.get('TIMM_CHECKOUT', ''))
 pytestmark = pytest.mark.skipif(
@@ -96,12 +97,13 @@ def timm_defaults():
 
 def test_options_are_those_of_timm():
     theirs, ours = timm_defaults(), vars(parse(train_parser(), []))
+    assert ours.pop('in_memory') is False  # an addition
     assert set(ours) <= set(theirs)
     assert {name: theirs[name] for name in ours} == ours
     assert {name: value for name, value in theirs.items() if name not in ours} == UNSUPPORTED
 
 
-CONFIGS = sorted((Path(__file__).parents[1] / 'train_configs').glob('*.yaml'))
+CONFIGS = sorted((Path(__file__).parents[2] / 'train_configs').glob('*.yaml'))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

@@ -8,9 +8,11 @@ import yaml
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-from timm_rla.train.options import parse, train_parser
+from timm_rla.common.networks import NetworkSpec
+from timm_rla.common.options import input_spec, parse
+from timm_rla.train.options import train_parser
 
-CONFIGS = sorted((Path(__file__).parents[1] / 'train_configs').glob('*.yaml'))
+CONFIGS = sorted((Path(__file__).parents[2] / 'train_configs').glob('*.yaml'))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
@@ -28,6 +30,35 @@ def test_config(path):
     optimizer = create_optimizer_v2(model, **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1)
     assert scheduler is not None and epochs == args.epochs
+
+
+FAMILIES = ('', 'se', 'rla_', 'rla_se')
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_all_networks_are_evaluated_alike(path):
+    """Plain, SE, RLA and IA+RLA of one recipe, during training and by `validate` of the checkpoint afterwards."""
+    args = parse(train_parser(), ['--config', str(path)])
+    plain = args.model.split('.')[0].removeprefix('rla_')
+    found = []
+    for family in FAMILIES:
+        args.model = family + plain
+        with torch.device('meta'):
+            model = timm.create_model(args.model)
+        found.append(input_spec(args).resolve(model))
+        spec = NetworkSpec(checkpoint='last.pth.tar').completed(vars(args))
+        found.append(spec.input.resolve(model, spec.use_test_size))
+    assert all(config == found[0] for config in found), found
+    if path.stem == 'imagenet_paper':  # docs/paper.md: centre 224 of 256
+        assert found[0]['input_size'] == (3, 224, 224) and found[0]['interpolation'] == 'bilinear'
+        assert round(224 / found[0]['crop_pct']) == 256
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50', 'resnet101', 'seresnet18', 'seresnet50', 'seresnet101'])
+def test_data_configuration_is_that_of_the_source(name):
+    ours, theirs = timm.get_pretrained_cfg(f'rla_{name}'), timm.get_pretrained_cfg(name)
+    for key in ('input_size', 'test_input_size', 'crop_pct', 'test_crop_pct', 'interpolation', 'mean', 'std'):
+        assert getattr(ours, key) == getattr(theirs, key), key
 
 
 def learning_rates(name):

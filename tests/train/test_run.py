@@ -13,8 +13,14 @@ from PIL import Image
 from timm.utils import CheckpointSaver
 
 from timm_rla import cli
-from timm_rla.train import resume, run
-from timm_rla.train.options import parse, train_parser
+from timm_rla.common.device import Placement
+from timm_rla.common.options import parse
+from timm_rla.common.summary import read_summary
+from timm_rla.train import folder as run_folder
+from timm_rla.train.data import open_data
+from timm_rla.train.epoch import Trainer
+from timm_rla.train.options import data_spec, train_parser
+from timm_rla.train.run import train as run_training
 
 TINY = [
     '--device', 'cpu', '--model', 'rla_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', '--num-classes', '10',
@@ -23,7 +29,7 @@ TINY = [
 
 
 def train(data, output, *options):
-    return run.train(parse(train_parser(), [*TINY, '--data-dir', str(data), '--output', str(output), *options]))
+    return run_training(parse(train_parser(), [*TINY, '--data-dir', str(data), '--output', str(output), *options]))
 
 
 def load(path):
@@ -65,30 +71,30 @@ class Killed(Exception):
 
 
 def kill_in_epoch(monkeypatch):
-    real = run.train_one_epoch
+    real = Trainer.train_epoch
 
-    def train_one_epoch(epoch, *args, **kwargs):
-        metrics = real(epoch, *args, **kwargs)
+    def train_epoch(self, loader, epoch, *args):
+        metrics = real(self, loader, epoch, *args)
         if epoch == KILLED_EPOCH:
             raise Killed
         return metrics
 
-    monkeypatch.setattr(run, 'train_one_epoch', train_one_epoch)
+    monkeypatch.setattr(Trainer, 'train_epoch', train_epoch)
 
 
 def kill_before_summary(monkeypatch):
-    real = run.utils.update_summary
+    real = run_folder.utils.update_summary
 
     def update_summary(epoch, *args, **kwargs):
         if epoch == KILLED_EPOCH:
             raise Killed
         real(epoch, *args, **kwargs)
 
-    monkeypatch.setattr(run.utils, 'update_summary', update_summary)
+    monkeypatch.setattr(run_folder.utils, 'update_summary', update_summary)
 
 
 def kill_in_summary(monkeypatch):
-    real = run.utils.update_summary
+    real = run_folder.utils.update_summary
 
     def update_summary(epoch, *args, filename, **kwargs):
         real(epoch, *args, filename=filename, **kwargs)
@@ -99,7 +105,7 @@ def kill_in_summary(monkeypatch):
                 f.write(text[:-20])
             raise Killed
 
-    monkeypatch.setattr(run.utils, 'update_summary', update_summary)
+    monkeypatch.setattr(run_folder.utils, 'update_summary', update_summary)
 
 
 def kill_before_last(monkeypatch):
@@ -186,7 +192,7 @@ def test_not_finite_loss_keeps_last_checkpoint(image_folder, tmp_path, capsys):
     assert cli.main(['train', *options, '--epochs', '3', '--resume', 'auto', '--no-resume-opt', '--lr', '1e30']) == 2
     assert 'loss is ' in capsys.readouterr().err
     assert (tmp_path / 'run' / 'last.pth.tar').read_bytes() == before
-    assert len(resume.read_summary(tmp_path / 'run')) == 1
+    assert len(read_summary(tmp_path / 'run')) == 1
 
 
 def test_summary_and_args(whole_runs):
@@ -208,7 +214,7 @@ def test_validate_agrees_with_training(image_folder, whole_runs, capsys):
     assert '--result' in capsys.readouterr().out
     with open(folder / 'result.csv') as f:
         result = next(csv.DictReader(f))
-    assert float(result['top1']) == pytest.approx(resume.read_summary(folder)[-1]['eval_top1'], abs=1e-4)
+    assert float(result['top1']) == pytest.approx(read_summary(folder)[-1]['eval_top1'], abs=1e-4)
 
 
 def test_gradient_accumulation_equals_large_batch(image_folder, tmp_path):
@@ -228,7 +234,7 @@ def test_two_processes(image_folder, tmp_path):
     environment = dict(os.environ, OMP_NUM_THREADS='1')
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
-    rows = resume.read_summary(tmp_path / 'run')
+    rows = read_summary(tmp_path / 'run')
     assert len(rows) == 2 and all(np.isfinite(row['eval_loss']) for row in rows)
     assert len(list((tmp_path / 'run').glob('resume-1-*.pth'))) == 2  # one for each process
 
@@ -241,9 +247,9 @@ def test_pad_and_crop(tmp_path):
         Image.fromarray(pixels).save(tmp_path / 'data' / split / '0' / 'a.png')
     options = ['--train-crop-mode', 'pad', '--hflip', '0', '--color-jitter', '0', '--workers', '0', '--batch-size', '1']
     args = parse(train_parser(), [*TINY, '--data-dir', str(tmp_path / 'data'), *options])
-    args.distributed, args.prefetcher = False, True
-    config = dict(input_size=(3, 8, 8), mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='bilinear')
-    loader, _ = run.create_train_loader(args, config, torch.device('cpu'))
+    config = dict(
+        input_size=(3, 8, 8), mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='bilinear', crop_pct=1.)
+    loader = open_data(data_spec(args, 10, 'bilinear'), config, 10, Placement(torch.device('cpu'))).train_loader
     padded = np.pad(pixels, 4)
     windows = {padded[y:y + 8, x:x + 8].tobytes(): (y, x) for y in range(9) for x in range(9)}
     seen = set()

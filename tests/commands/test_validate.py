@@ -1,0 +1,84 @@
+"""`timm-rla validate`: its row of results, and options that reach the loader and the model."""
+import csv
+import json
+
+import pytest
+import torch
+from timm.models import create_model
+
+from timm_rla import cli
+from timm_rla.common import loaders
+
+TINY = dict(layers=(1, 1, 1))
+COLUMNS = ['model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation']
+
+
+@pytest.fixture
+def validate(image_folder, tmp_path, capsys):
+    """Validate one and the same network with these options; returns the printed result."""
+    torch.manual_seed(0)
+    torch.save(create_model('rla_resnet20_cifar', **TINY).state_dict(), tmp_path / 'weights.pth')
+
+    def run(*options, code=0):
+        command = ['validate', '--model', 'rla_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', '--checkpoint',
+                   str(tmp_path / 'weights.pth'), '--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']
+        assert cli.main([*command, *options]) == code
+        out, err = capsys.readouterr()
+        return err.strip().splitlines()[-1] if code else json.loads(out.split('--result')[1])
+
+    return run
+
+
+def test_row_of_results(validate, tmp_path):
+    """The columns of timm's validate.py; percentages and their complements, parameters in millions."""
+    result = validate('--results-file', str(tmp_path / 'a.csv'))
+    assert list(result) == COLUMNS
+    assert result['top1'] + result['top1_err'] == pytest.approx(100) == result['top5'] + result['top5_err']
+    parameters = sum(p.numel() for p in create_model('rla_resnet20_cifar', **TINY).parameters())
+    assert result['param_count'] == round(parameters / 1e6, 2)
+    assert (result['model'], result['img_size'], result['crop_pct']) == ('rla_resnet20_cifar', 32, 1.0)
+    with open(tmp_path / 'a.csv', newline='') as f:
+        (row,) = csv.DictReader(f)
+    assert row == {key: str(value) for key, value in result.items()}
+    validate('--results-file', str(tmp_path / 'a.json'), '--results-format', 'json')
+    assert json.loads((tmp_path / 'a.json').read_text()) == result
+
+
+@pytest.mark.parametrize('options', [
+    ['--reparam'], ['--channels-last'], ['--no-prefetcher'], ['--batch-size', '7'], ['--use-train-size'],
+    ['--torchcompile', 'eager'],
+], ids=' '.join)
+def test_ways_to_run_do_not_change_the_result(validate, options):
+    assert validate(*options) == validate()
+
+
+def test_options_of_the_crop_reach_the_loader(validate, monkeypatch):
+    calls = []
+
+    def create_loader(*args, original=loaders.create_loader, **kwargs):
+        calls.append(kwargs)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loaders, 'create_loader', create_loader)
+    result = validate('--crop-mode', 'border', '--crop-border-pixels', '1', '--crop-pct', '0.5', '--img-size', '16',
+                      '--interpolation', 'nearest')
+    assert calls[0].items() >= dict(crop_mode='border', crop_border_pixels=1, crop_pct=0.5, input_size=(3, 16, 16),
+                                    interpolation='nearest').items()
+    assert (result['img_size'], result['crop_pct'], result['interpolation']) == (16, 0.5, 'nearest')
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--torchcompile', 'nosuch'], 'nosuch'),
+    (['--mean', '0.5', '0.5'], 'model input'),
+    (['--interpolation', 'nosuch'], 'nosuch'),
+    (['--amp', '--model-dtype', 'bfloat16'], '--amp'),
+    (['--num-classes', '5'], 'fc.weight'),
+    (['--test-pool'], 'validate.py'),
+], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
+def test_bad_input(validate, options, words):
+    line = validate(*options, code=2)
+    assert line.startswith('timm-rla validate: error: ') and words in line, line
+
+
+def test_results_file_that_cannot_be_written(validate, tmp_path):
+    assert 'no/a.csv' in validate('--results-file', str(tmp_path / 'no' / 'a.csv'), code=2)

@@ -1,0 +1,115 @@
+"""Statistics of the layer attentions over a dataset: measured in one pass, as a table and as CSV."""
+import csv
+import math
+from pathlib import Path
+from typing import Any, List, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+
+from ..common.device import Placement
+from ..common.errors import UserError, blame
+from ..common.progress import Progress
+from ..common.table import format_columns
+from .attention import attention_modules, record_attention, stack_attention
+from .attention_plot import block_labels
+from .classes import short_name
+from .moments import Moments
+
+__all__ = ['format_table', 'measure_attention', 'write_csv']
+
+
+def measure_attention(model: nn.Module, loader: Any, placement: Placement, log_interval: int = 50) -> Moments:
+    """Statistics of the layer attentions of each class, over the images of all processes; one batch at a time.
+
+    Of RLA-vector the attention of an image is the mean over the channels.
+
+    Args:
+        model: RLA network with K classes and L blocks, on its device.
+        loader: Validation loader of this process, of batches [B, in_chans, H, W] with labels [B] in [0, K).
+        placement: Where the model is.
+        log_interval: Batches between lines of a log.
+
+    Returns:
+        Moments of K classes and L blocks.
+
+    Raises:
+        UserError: A label is not a class of the model.
+        ValueError: The model has no layer attention.
+    """
+    num_classes = model.num_classes
+    moments = Moments.of(torch.zeros(0, len(attention_modules(model))), torch.zeros(0, dtype=torch.long), num_classes)
+    left = _images_of_process(loader.dataset, placement)
+    model.eval()
+    progress = Progress('Attention', len(loader), log_interval, 0, placement.primary)
+    with torch.inference_mode(), record_attention(model) as attention, progress:
+        for images, target in loader:
+            images, target = placement.place_batch(images, target)
+            with placement.autocast():
+                model(images)
+            count = min(len(images), left)
+            left -= count
+            target = target[:count]
+            if count and not 0 <= target.min() <= target.max() < num_classes:
+                raise UserError(f'--data-dir: labels {target.min()} to {target.max()}, the model has classes 0 to '
+                                f'{num_classes - 1}')
+            batch = Moments.of(stack_attention(attention)[:count], target, num_classes)
+            moments = Moments.merge([moments, batch])
+            progress.update(len(images) * placement.world_size)
+    return moments.over_processes()
+
+
+def _images_of_process(dataset: Any, placement: Placement) -> float:
+    """How many images are this process's own: after them timm's sampler repeats some, for all to have as many."""
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return math.inf
+    return len(range(placement.rank, len(dataset), placement.world_size))
+
+
+def format_table(moments: Moments, blocks: Sequence[str], names: Sequence[str]) -> str:
+    """Mean, standard deviation, and the classes with the highest and the lowest mean, of each block.
+
+    Args:
+        moments: Statistics of K classes over L blocks, of one image or more.
+        blocks: Names of the blocks [L].
+        names: Names of the classes [K].
+
+    Returns:
+        Lines of text, the first with the names of the columns.
+    """
+    whole = moments.over_groups()
+    mean, std = whole.mean[0].tolist(), whole.std[0].tolist()
+    present = moments.count > 0
+    highest = moments.mean.where(present[:, None], -torch.inf).max(0)
+    lowest = moments.mean.where(present[:, None], torch.inf).min(0)
+    rows: List[Tuple[str, ...]] = [('block', 'mean', 'std', 'highest class', 'lowest class')]
+    for index, label in enumerate(block_labels(blocks)):
+        ends = [f'{ends.values[index]:.4f} {short_name(names[ends.indices[index]])}' for ends in (highest, lowest)]
+        rows.append((label, f'{mean[index]:.4f}', f'{std[index]:.4f}', *ends))
+    return format_columns(rows, left=len(rows[0]))
+
+
+def write_csv(moments: Moments, blocks: Sequence[str], names: Sequence[str], path: Path) -> Path:
+    """Write a row for each class and block, those of all images first with an empty class.
+
+    Args:
+        moments: Statistics of K classes over L blocks.
+        blocks: Names of the blocks [L].
+        names: Names of the classes [K].
+        path: File to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    groups = [('', 'all', moments.over_groups(), 0)]
+    groups += [(k, name, moments, k) for k, name in enumerate(names) if moments.count[k] > 0]
+    with blame(f'--output {path}', OSError), open(path, 'w', newline='') as f:
+        writer = csv.writer(f)
+        writer.writerow(['class', 'name', 'block', 'images', 'mean', 'std'])
+        for label, name, group, k in groups:
+            for block, mean, std in zip(blocks, group.mean[k].tolist(), group.std[k].tolist()):
+                writer.writerow([label, name, block, int(group.count[k]), mean, std])
+    return path

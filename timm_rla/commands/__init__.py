@@ -1,0 +1,1 @@
+"""The commands of `timm-rla`: a module for each, with its options and `main(argv)`."""

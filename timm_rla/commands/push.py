@@ -1,0 +1,48 @@
+"""`timm-rla push CHECKPOINT ORG/NAME`: publish a checkpoint on the Hugging Face Hub."""
+import tempfile
+from pathlib import Path
+from typing import List, Optional
+
+from timm.utils import setup_default_logging
+
+from ..common.options import OptionParser
+from ..hub.export import export
+from ..hub.push import push
+from .export import add_export_options
+
+__all__ = ['main']
+
+
+def push_parser() -> OptionParser:
+    parser = OptionParser(prog='timm-rla push', description='Publish a checkpoint on the Hugging Face Hub.')
+    add = parser.add_argument
+    add('checkpoint', metavar='CHECKPOINT', help='checkpoint of a training run')
+    add('repo_id', metavar='ORG/NAME', help='repository, made if it is not there')
+    add_export_options(add)
+    add('--private', action='store_true', help='make a private repository')
+    add('--revision', metavar='BRANCH', help='branch, the default one if not given')
+    add('--create-pr', action='store_true', help='open a pull request instead of committing')
+    add('--token', help='access token, that of `hf auth login` if not given')
+    add('--dry-run', action='store_true', help='show what would be sent, and send nothing')
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Command line."""
+    args = push_parser().parse_args(argv)
+    setup_default_logging()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = export(
+            Path(args.checkpoint),
+            Path(temporary) / 'export',
+            use_ema=args.use_ema,
+            dataset_name=args.dataset_name,
+            license_id=args.license,
+            repo_id=args.repo_id,
+        )
+        for path in sorted(folder.iterdir()):
+            print(f'{path.stat().st_size:>12,}  {path.name}')
+        if args.dry_run:
+            print(f'\nNothing was sent to {args.repo_id}. The model card:\n\n{(folder / "README.md").read_text()}')
+            return
+        print(push(folder, args.repo_id, args.private, args.revision, args.create_pr, args.token))

@@ -1,0 +1,1 @@
+"""What commands share: options, data, networks, devices, evaluation, files and pictures."""

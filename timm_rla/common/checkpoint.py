@@ -1,0 +1,91 @@
+"""Reading checkpoints without running code in them, and loading their weights."""
+import argparse
+import re
+from typing import Any, Dict, List
+
+import torch
+import torch.nn as nn
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
+
+from .errors import UserError, one_line
+
+__all__ = ['describe_mismatch', 'load_weights', 'read_checkpoint', 'training_options']
+
+
+def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
+    """Read a checkpoint of timm's or this package's training, or a bare state dict, without running code in it.
+
+    Args:
+        path: The file, .safetensors or of `torch.save`.
+        option: Option that named it.
+
+    Returns:
+        Mapping with `state_dict` and whatever else a training checkpoint holds.
+
+    Raises:
+        UserError: The file is missing, damaged or not a checkpoint.
+    """
+    try:
+        if path.endswith('.safetensors'):
+            return dict(state_dict=load_file(path))
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options, in checkpoints of training
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError as e:
+        raise UserError(f'{option} {path}: no such file') from e
+    except Exception as e:  # torch and pickle raise whatever a damaged file leads them to
+        raise UserError(f'{option} {path}: {one_line(e)}') from e
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{option} {path}: holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint.get('model', checkpoint))
+
+
+def training_options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    """Options of the training run that wrote a checkpoint; empty if it is not of a training run.
+
+    Args:
+        checkpoint: As from `read_checkpoint`.
+    """
+    options = checkpoint.get('args')
+    return vars(options) if isinstance(options, argparse.Namespace) and hasattr(options, 'model') else {}
+
+
+def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: str, use_ema: bool = False) -> None:
+    """Load the weights of a checkpoint into a model of the same architecture.
+
+    Args:
+        model: Not wrapped by DDP or torch.compile.
+        checkpoint: As from `read_checkpoint`.
+        source: Option and file, for the message.
+        use_ema: Take the EMA weights if there are any.
+
+    Raises:
+        UserError: The weights are not those of the model; says what differs.
+    """
+    state_dict = use_ema and checkpoint.get('state_dict_ema') or checkpoint['state_dict']
+    try:
+        model.load_state_dict(clean_state_dict(state_dict))
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise UserError(f'{source}: {describe_mismatch(e)}') from e
+
+
+def describe_mismatch(error: Exception) -> str:
+    """One line from torch's many when a state dict does not fit."""
+    lines = [' '.join(line.split()) for line in str(error).splitlines()]
+    kinds: Dict[str, str] = {}
+    for line in lines[1:]:
+        kind, _, rest = line.partition(':')
+        if kind.startswith(('Missing key', 'Unexpected key')):
+            keys = rest.strip(' .').split(', ')
+            kinds[kind] = f'{"lacks" if kind.startswith("Missing") else "has too many"}: {_shorten(keys)}'
+        elif kind.startswith('size mismatch for'):
+            shapes = re.findall(r'torch\.Size\(\[([\d, ]*)\]\)', line)
+            kinds.setdefault('size', f'{kind.split()[-1]} has shape [{shapes[0]}], the model [{shapes[-1]}]')
+    if kinds:
+        return 'weights of another network; ' + '; '.join(kinds.values())
+    return lines[0] if lines else type(error).__name__
+
+
+def _shorten(keys: List[str], limit: int = 3) -> str:
+    shown = ', '.join(key.strip('"') for key in keys[:limit])
+    return f'{shown} and {len(keys) - limit} more' if len(keys) > limit else shown

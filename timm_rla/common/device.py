@@ -1,0 +1,80 @@
+"""Where a model runs, in which precision and layout, and as which of several processes."""
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import torch
+import torch.nn as nn
+from timm.utils.distributed import init_distributed_device_so
+
+from .errors import UserError, blame
+
+__all__ = ['Placement', 'place']
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device, precision and layout of a model and its images, and the place of this process among all."""
+    device: torch.device
+    dtype: torch.dtype = torch.float32  # of the model and of images
+    autocast_dtype: Optional[torch.dtype] = None  # lower precision of mixed precision
+    channels_last: bool = False
+    distributed: bool = False
+    world_size: int = 1
+    rank: int = 0
+    local_rank: int = 0
+
+    @property
+    def primary(self) -> bool:
+        """True in the process that prints and writes for all."""
+        return self.rank == 0
+
+    def place_model(self, model: nn.Module) -> nn.Module:
+        """Move a model, in place."""
+        model.to(device=self.device, dtype=self.dtype)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
+    def place_batch(self, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Move a batch, as far as the loader has not."""
+        images, target = images.to(device=self.device, dtype=self.dtype), target.to(device=self.device)
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images, target
+
+    def autocast(self) -> AbstractContextManager:
+        """Context of the forward pass."""
+        return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()
+
+
+def place(
+        device: str,
+        model_dtype: Optional[str] = None,
+        amp_dtype: Optional[str] = None,
+        channels_last: bool = False,
+) -> Placement:
+    """Set up the device of this process and, under torchrun, the process group.
+
+    Args:
+        device: Device, as timm names it.
+        model_dtype: Name of the model's own dtype, float32 if None.
+        amp_dtype: Name of the lower precision of mixed precision, none if None.
+        channels_last: Use the channels_last memory layout.
+
+    Raises:
+        UserError: There is no such device, or mixed precision is asked for with a model that is not in float32.
+    """
+    if amp_dtype and model_dtype not in (None, 'float32'):
+        raise UserError(f'--model-dtype {model_dtype}: --amp needs a model in float32')
+    if torch.cuda.is_available():  # as timm's scripts
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    with blame(f'--device {device}', AssertionError, RuntimeError, ValueError):
+        found = init_distributed_device_so(device)
+    return Placement(
+        torch.device(found['device']),
+        getattr(torch, model_dtype or 'float32'),
+        getattr(torch, amp_dtype) if amp_dtype else None,
+        channels_last,
+        found['distributed'],
+        found['world_size'],
+        found['global_rank'],
+        found['local_rank'],
+    )

@@ -1,0 +1,199 @@
+"""Networks by name: created, or as a checkpoint of a training run names them, with the images that they take."""
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, NamedTuple, Optional, Sequence
+
+import timm
+import torch
+import torch.nn as nn
+from timm.data import resolve_data_config
+from timm.models import create_model
+
+from .checkpoint import load_weights, read_checkpoint, training_options
+from .errors import UserError, blame, closest
+
+__all__ = [
+    'InputSpec', 'Network', 'NetworkSpec', 'build_model', 'compile_model', 'load_network', 'restore_network',
+]
+
+# What timm and its layers raise for arguments that they reject, and what loading pretrained weights raises
+_BUILD_ERRORS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a user says of a network's input; all that is not said comes from the network's own configuration."""
+    in_chans: Optional[int] = None
+    img_size: Optional[int] = None
+    input_size: Optional[Sequence[int]] = None  # channels, height and width
+    mean: Optional[Sequence[float]] = None
+    std: Optional[Sequence[float]] = None
+    interpolation: Optional[str] = None
+    crop_pct: Optional[float] = None
+    crop_mode: Optional[str] = None
+
+    @property
+    def channels(self) -> Optional[int]:
+        """Input channels, None if nothing is said."""
+        return self.in_chans if self.in_chans is not None else self.input_size[0] if self.input_size else None
+
+    def resolve(self, model: nn.Module, use_test_size: bool = False, verbose: bool = False) -> Dict[str, Any]:
+        """timm's data configuration of a network: input_size, mean, std, interpolation, crop_pct and crop_mode.
+
+        Args:
+            model: The network.
+            use_test_size: Take the size for testing, where the network's configuration has one and nothing is said.
+            verbose: Log it.
+
+        Returns:
+            The configuration, `input_size` as (channels, height, width), `mean` and `std` in [0, 1] for each channel.
+
+        Raises:
+            UserError: Values that do not go together.
+        """
+        with blame('model input', AssertionError, TypeError, ValueError):
+            config = resolve_data_config(vars(self), model=model, use_test_size=use_test_size, verbose=verbose)
+        channels = self.channels or config['input_size'][0]
+        config['input_size'] = (channels, *config['input_size'][1:])  # timm drops --in-chans if no size is said
+        for key in ('mean', 'std'):
+            if len(config[key]) != channels:  # the mean over the channels, as timm's prefetcher takes it
+                config[key] = (sum(config[key]) / len(config[key]),) * channels
+        return config
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A trained network: its name, its weights and its input."""
+    model: Optional[str] = None  # that of the checkpoint if None
+    model_kwargs: Dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    checkpoint: str = ''
+    use_ema: bool = False
+    num_classes: Optional[int] = None
+    global_pool: Optional[str] = None
+    input: InputSpec = InputSpec()
+    use_test_size: bool = True
+
+    def completed(self, trained: Dict[str, Any]) -> 'NetworkSpec':
+        """The network of a training run, validated as during the run where nothing else is said.
+
+        Training validates at its own input size, never at the size for testing of the network's configuration, and
+        crops in the centre.
+
+        Args:
+            trained: Options of the run, at least `model`.
+        """
+        said = {
+            name: getattr(self.input, name) or trained.get(name)
+            for name in ('mean', 'std', 'crop_pct', 'interpolation')
+        }
+        said['crop_mode'] = self.input.crop_mode or 'center'
+        if self.input.input_size is None:
+            run = InputSpec(in_chans=trained.get('in_chans'), input_size=trained.get('input_size'))
+            said['in_chans'] = self.input.in_chans or run.channels
+            if self.input.img_size is None:
+                said.update(img_size=trained.get('img_size'), input_size=run.input_size)
+        bn_eps = {} if trained.get('bn_eps') is None else dict(bn_eps=trained['bn_eps'])
+        return replace(
+            self,
+            model=trained['model'],
+            model_kwargs={**bn_eps, **(self.model_kwargs or trained.get('model_kwargs') or {})},
+            num_classes=self.num_classes or trained.get('num_classes'),
+            global_pool=self.global_pool or trained.get('gp'),
+            input=replace(self.input, **said),
+            use_test_size=False,
+        )
+
+
+class Network(NamedTuple):
+    """A network and timm's data configuration for it."""
+    name: str
+    model: nn.Module
+    data_config: Dict[str, Any]
+
+
+def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwargs: Any) -> nn.Module:
+    """Create a model.
+
+    Args:
+        name: Name of a registered model, 'hf-hub:...' or 'local-dir:...'.
+        model_kwargs: What the user gives as --model-kwargs.
+        **kwargs: Further arguments of `timm.create_model`.
+
+    Raises:
+        UserError: Unknown model or model argument, or a value that the model rejects.
+    """
+    if not name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(name):
+        raise UserError(f'--model {name}: no such model (timm.list_models() lists them); '
+                        f'{closest(name, timm.list_models())}')
+    with blame(f'--model {name}', *_BUILD_ERRORS):
+        try:
+            return create_model(name, **kwargs, **(model_kwargs or {}))
+        except TypeError as e:
+            argument = re.search(r"unexpected keyword argument '(\w+)'", str(e))
+            if argument is None:
+                raise
+            raise UserError(
+                f'--model-kwargs {argument.group(1)}: no such argument of {name}; networks with layer attention take '
+                "context, context_dim, hidden_dim, reduction, attn_layer and the arguments of timm's ResNet") from e
+
+
+def load_network(spec: NetworkSpec, verbose: bool = False) -> Network:
+    """A network as it was trained, on the CPU.
+
+    Args:
+        spec: What to load; without a model's name that of the checkpoint, validated as during its training.
+        verbose: Log its data configuration.
+
+    Raises:
+        UserError: Unknown model, or a checkpoint that cannot be read or is of another model.
+    """
+    checkpoint = read_checkpoint(spec.checkpoint, '--checkpoint') if spec.checkpoint else None
+    if spec.model is None:
+        trained = training_options(checkpoint or {})
+        if not trained:
+            raise UserError('--model: not given, and no --checkpoint of a training run that names it')
+        spec = spec.completed(trained)
+    return restore_network(spec, checkpoint, f'--checkpoint {spec.checkpoint}', verbose)
+
+
+def restore_network(
+        spec: NetworkSpec,
+        checkpoint: Optional[Dict[str, Any]],
+        source: str,
+        verbose: bool = False,
+) -> Network:
+    """Build a network and load the weights of a checkpoint that has been read, on the CPU.
+
+    Args:
+        spec: The network, with its name.
+        checkpoint: As from `read_checkpoint`; None for the initial or pretrained weights.
+        source: Option and file of the checkpoint, for messages.
+        verbose: Log its data configuration.
+
+    Raises:
+        UserError: Unknown model, or a checkpoint of another model.
+    """
+    model = build_model(
+        spec.model,
+        spec.model_kwargs,
+        pretrained=spec.pretrained,
+        num_classes=spec.num_classes,
+        in_chans=spec.input.channels,
+        global_pool=spec.global_pool,
+    )
+    if checkpoint is not None:
+        load_weights(model, checkpoint, source, use_ema=spec.use_ema)
+    return Network(spec.model, model, spec.input.resolve(model, spec.use_test_size, verbose))
+
+
+def compile_model(model: nn.Module, backend: Optional[str], mode: Optional[str]) -> nn.Module:
+    """Compile a model, or return it as it is if no backend is named.
+
+    Raises:
+        UserError: No such backend or mode.
+    """
+    if not backend:
+        return model
+    with blame(f'--torchcompile {backend}', LookupError, RuntimeError, ValueError):
+        return torch.compile(model, backend=backend, mode=mode)

@@ -1,0 +1,227 @@
+"""Options that commands share, and what they say: where data are, which network, on which device."""
+import argparse
+import sys
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
+
+import yaml
+from timm.utils import ParseKwargs
+
+from .datasets import DataSource, open_dataset
+from .device import Placement, place
+from .errors import UserError, blame
+from .loaders import LoaderSpec, create_eval_loader
+from .networks import InputSpec, Network, NetworkSpec
+from .recipes import find_recipe
+
+__all__ = [
+    'OptionParser', 'add_data_options', 'add_model_options', 'add_precision_options', 'add_reader_options',
+    'data_source', 'input_spec', 'loader_spec', 'network_spec', 'parse', 'placement', 'validation_loader',
+]
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Parser whose errors are UserErrors and which knows the options that it lacks by name."""
+
+    def __init__(self, *args, unsupported: Optional[Dict[str, Any]] = None, **kwargs):
+        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        self.unsupported = unsupported or {}
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith('unrecognized arguments: '):
+            option = message.split(': ', 1)[1].split()[0].split('=')[0]
+            message = self._unknown(option, option.lstrip('-').replace('-', '_'))
+        raise UserError(message)
+
+    def set_config(self, config: Dict[str, Any], source: str) -> None:
+        """Take defaults from a mapping of option names (with underscores) to values.
+
+        Raises:
+            UserError: A name is no option, or one that is not supported and not at its default.
+        """
+        known = {action.dest: action for action in self._actions}
+        for name, value in config.items():
+            if name in self.unsupported and value == self.unsupported[name]:
+                continue
+            if name not in known or name in ('help', 'config'):
+                raise UserError(f'{source}: {self._unknown(name, name)}')
+            action = known[name]
+            if action.choices is not None and value is not None and value not in action.choices:
+                raise UserError(f'{source}: {name}: {value!r} is not one of {", ".join(map(str, action.choices))}')
+            if value is not None and not isinstance(value, self._types(action)):
+                expected = ' or '.join(t.__name__ for t in self._types(action))
+                raise UserError(f'{source}: {name}: {value!r} is not of type {expected}')
+        self.set_defaults(**{name: value for name, value in config.items() if name in known})
+
+    @staticmethod
+    def _types(action: argparse.Action) -> Tuple[type, ...]:
+        if isinstance(action, ParseKwargs):
+            return (dict,)
+        if action.nargs == 0:
+            return (bool,)
+        if action.nargs in ('+', '*') or isinstance(action.nargs, int):
+            return (list,)
+        return (str, int, float)  # argparse itself turns a str into the option's type
+
+    def _unknown(self, option: str, name: str) -> str:
+        if name in self.unsupported:
+            script = f'{self.prog.split()[-1]}.py'  # timm's, of the same name
+            return f"{option}: an option of timm's {script} that {self.prog} does not support; use {script} for it"
+        return f'{option}: no such option; {self.prog} --help lists them'
+
+
+# Options, for the `add_argument` of a parser or of a group of one --------------------------------------------------
+
+def add_reader_options(add: Callable[..., Any]) -> None:
+    """Options, the same for training and validation, that say what to read; `add` is a parser's `add_argument`."""
+    add('--data-dir', metavar='DIR', help='path to dataset (root dir)')
+    add('--dataset', metavar='NAME', default='', help='dataset type + name ("<type>/<name>"), image folder if empty')
+    add('--dataset-download', action='store_true', help='allow download for torch/ and tfds/ datasets')
+    add('--class-map', default='', metavar='FILE', help='class to index mapping')
+    add('--input-img-mode', help='image mode, such as RGB or L; by the number of input channels if not given')
+    add('--input-key', help='dataset key of input images')
+    add('--target-key', help='dataset key of labels')
+    add('--dataset-trust-remote-code', action='store_true', help='allow a Hugging Face dataset to run its own code')
+
+
+def add_data_options(add: Callable[..., Any]) -> None:
+    """Options that say what is read and how; `add` is a parser's `add_argument`."""
+    add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
+    add_reader_options(add)
+    add('--split', metavar='NAME', default='validation', help='split')
+    add('--num-samples', type=int, metavar='N', help='samples in an iterable split')
+    add('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
+    add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
+    add('--no-prefetcher', action='store_true', help='normalise on the CPU')
+    add('--pin-mem', action='store_true', help='pin memory for the transfer to a GPU')
+
+
+def add_model_options(add: Callable[..., Any]) -> None:
+    """Options that name a trained model, its input and its device; `add` is a parser's `add_argument`."""
+    add('-m', '--model', help='model name')
+    add('--pretrained', action='store_true', help='use pretrained weights')
+    add('--checkpoint', default='', metavar='FILE', help='weights')
+    add('--use-ema', action='store_true', help='use the EMA weights of --checkpoint')
+    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='model arguments')
+    add('--num-classes', type=int, metavar='N', help='classes')
+    add('--gp', metavar='POOL', help='global pooling')
+    add('--img-size', type=int, metavar='N', help='image size')
+    add('--in-chans', type=int, metavar='N', help='input channels')
+    add('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (channels, height, width)')
+    add('--use-train-size', action='store_true',
+        help='use the training size of the model, not that for testing; without --model that of the run in any case')
+    add('--crop-pct', type=float, metavar='PCT', help='centre crop, of the resized image')
+    add('--crop-mode', help='squash, border or center')
+    add('--crop-border-pixels', type=int, metavar='N', help='crop this border')
+    add('--mean', type=float, nargs='+', help='mean pixel value per channel, in [0, 1]')
+    add('--std', type=float, nargs='+', help='standard deviation per channel')
+    add('--interpolation', default='', metavar='NAME', help='image resize interpolation')
+    add('--device', default='cuda', help='device to use')
+
+
+def add_precision_options(add: Callable[..., Any]) -> None:
+    """Options that say in which layout and precision a model runs; `add` is a parser's `add_argument`."""
+    add('--channels-last', action='store_true', help='use channels_last memory layout')
+    add('--amp', action='store_true', help='mixed precision')
+    add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='lower precision of --amp')
+    add('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='dtype of the model itself, without --amp')
+
+
+# What they say -----------------------------------------------------------------------------------------------------
+
+def data_source(args: argparse.Namespace) -> DataSource:
+    """What `add_reader_options` tell."""
+    return DataSource(
+        data_dir=args.data_dir or getattr(args, 'data', None),
+        dataset=args.dataset,
+        class_map=args.class_map,
+        download=args.dataset_download,
+        input_img_mode=args.input_img_mode,
+        input_key=args.input_key,
+        target_key=args.target_key,
+        trust_remote_code=args.dataset_trust_remote_code,
+    )
+
+
+def loader_spec(args: argparse.Namespace) -> LoaderSpec:
+    """What `add_data_options` tell of batches."""
+    return LoaderSpec(args.batch_size, args.workers, args.pin_mem, not args.no_prefetcher)
+
+
+def input_spec(args: argparse.Namespace) -> InputSpec:
+    """What `add_model_options`, or the options of training, tell of a network's input."""
+    return InputSpec(
+        in_chans=args.in_chans,
+        img_size=args.img_size,
+        input_size=args.input_size,
+        mean=args.mean,
+        std=args.std,
+        interpolation=args.interpolation,
+        crop_pct=args.crop_pct,
+        crop_mode=getattr(args, 'crop_mode', None),
+    )
+
+
+def network_spec(args: argparse.Namespace) -> NetworkSpec:
+    """What `add_model_options` tell."""
+    return NetworkSpec(
+        model=args.model,
+        model_kwargs=args.model_kwargs,
+        pretrained=args.pretrained,
+        checkpoint=args.checkpoint,
+        use_ema=args.use_ema,
+        num_classes=args.num_classes,
+        global_pool=args.gp,
+        input=input_spec(args),
+        use_test_size=not args.use_train_size,
+    )
+
+
+def placement(args: argparse.Namespace) -> Placement:
+    """What --device and `add_precision_options` tell; sets up the device and, under torchrun, the process group."""
+    return place(args.device, args.model_dtype, args.amp_dtype if args.amp else None, args.channels_last)
+
+
+def validation_loader(args: argparse.Namespace, network: Network, place: Placement) -> Any:
+    """Loader of the images that `add_data_options` name, for a network of `add_model_options`.
+
+    Raises:
+        UserError: Missing or empty folder, or more classes than the network has.
+    """
+    dataset = open_dataset(
+        data_source(args),
+        args.split,
+        in_chans=network.data_config['input_size'][0],
+        num_classes=network.model.num_classes,
+        num_samples=args.num_samples,
+        batch_size=args.batch_size,
+    )
+    return create_eval_loader(
+        dataset,
+        loader_spec(args),
+        network.data_config,
+        place,
+        crop_mode=network.data_config['crop_mode'],
+        crop_border_pixels=args.crop_border_pixels,
+    )
+
+
+def parse(parser: OptionParser, argv: Optional[List[str]] = None) -> argparse.Namespace:
+    """Read options from the command line and, below them, from the recipe that `--config` names or the file that it is.
+
+    Raises:
+        UserError: An option or a value is not known, or the file cannot be read.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument('-c', '--config')
+    path = config_parser.parse_known_args(argv)[0].config
+    if path:
+        with blame(f'--config {path}', OSError, yaml.YAMLError), open(find_recipe(path)) as f:
+            config = yaml.safe_load(f) or {}
+        if not isinstance(config, dict):
+            raise UserError(f'--config {path}: not a mapping of option names to values')
+        parser.set_config(config, f'--config {path}')
+    args = parser.parse_args(argv)
+    del args.config
+    return args

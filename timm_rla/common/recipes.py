@@ -1,0 +1,33 @@
+"""Recipes: the YAML files of train_configs/, found by name from any folder."""
+from importlib import resources
+from pathlib import Path
+from typing import Dict
+
+from .errors import UserError
+
+__all__ = ['find_recipe', 'recipes']
+
+
+def recipes() -> Dict[str, Path]:
+    """The recipes of this package by name."""
+    checkout = Path(__file__).parents[2] / 'train_configs'  # in a clone; a wheel has them inside the package
+    folder = checkout if checkout.is_dir() else Path(str(resources.files('timm_rla').joinpath('recipes')))
+    return {path.stem: path for path in sorted(folder.glob('*.yaml'))}
+
+
+def find_recipe(name: str) -> Path:
+    """File of a recipe.
+
+    Args:
+        name: Path of a YAML file, or name of one of this package's recipes. A file wins.
+
+    Raises:
+        UserError: Neither; lists the names.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = recipes()
+    if name not in known:
+        raise UserError(f'--config {name}: neither a file nor a recipe; recipes are {", ".join(known)}')
+    return known[name]

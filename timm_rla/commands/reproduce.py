@@ -1,0 +1,79 @@
+"""`timm-rla reproduce TABLE`: train what a table of the paper needs, and report it."""
+from pathlib import Path
+from typing import List, Optional
+
+from timm.utils import setup_default_logging
+
+from ..common.errors import UserError
+from ..common.options import OptionParser, parse
+from ..reproduce.plan import TABLES, load_table, plan_runs
+from ..reproduce.runs import Results, run_all, shell_commands, train_options
+from ..train.options import train_parser
+
+__all__ = ['main']
+
+
+def reproduce_parser() -> OptionParser:
+    parser = OptionParser(
+        prog='timm-rla reproduce',
+        description='Train what a table of the paper needs, run by run, and report it beside the paper. Finished runs '
+                    'are skipped, interrupted ones go on. Other options are those of timm-rla train, for every run.',
+    )
+    add = parser.add_argument
+    add('table', choices=TABLES, metavar='TABLE', help=', '.join(TABLES))
+    add('--output', metavar='DIR', help='folder of the runs, output/TABLE if not given')
+    add('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='seeds of each network')
+    add('--epochs', type=int, metavar='N', help='epochs, those of the recipe if not given; its steps follow')
+    add('--depth', nargs='+', type=int, metavar='N', help='other depths than those of the paper')
+    add('--datasets', nargs='+', metavar='NAME', help='some of its data sets')
+    add('--only', nargs='+', metavar='CELL', help='some of its networks; the plain one is always there')
+    add('--jobs', type=int, default=1, metavar='K', help='runs at a time')
+    add('--devices', nargs='+', default=[], metavar='DEVICE', help='devices that the runs are spread over')
+    add('--print', action='store_true', help='print a shell command for each missing run, and run nothing')
+    add('--report', action='store_true', help='write the report of the runs that are there, and run nothing')
+    add('--data-note', default='', metavar='TEXT', help='what the titles of the report say of the data')
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Command line."""
+    args, options = reproduce_parser().parse_known_args(argv)
+    setup_default_logging()
+    for name in ('epochs', 'jobs'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name} {value}: must be at least 1')
+    table = load_table(args.table, args.depth, args.datasets, args.only)
+    runs = plan_runs(table, list(dict.fromkeys(args.seeds)))
+    results = Results(Path(args.output or f'output/{args.table}'), table, args.epochs, options)
+    parse(train_parser(), train_options(runs[0], args.epochs, options))  # complains now, not in every run
+    if args.print:
+        print('\n'.join(shell_commands(results, runs)))
+        return
+    failed = []
+    if not args.report:
+        with results.locked():
+            failed = run_all(results, runs, args.jobs, args.devices)
+    for path in report(results, args.seeds, args.data_note):
+        print(path)
+    if failed:
+        raise UserError(f'{len(failed)} runs failed, first {failed[0].name}; {results.path / failed[0].name}.log')
+
+
+def report(results: Results, seeds: List[int], note: str) -> List[Path]:
+    """Write table and pictures beside the runs; returns the files."""
+    from ..reproduce.plots import plot_curves, plot_differences
+    from ..reproduce.report import report_rows, title, write_csv, write_markdown
+
+    rows = report_rows(results, list(dict.fromkeys(seeds)))
+    heading = title(results, note)
+    written = [
+        write_markdown(results.path / 'report.md', heading, rows),
+        write_csv(results.path / 'report.csv', rows),
+    ]
+    if any(row.errors for row in rows):
+        written += [
+            plot_curves(results, rows, heading, results.path / 'curves.png'),
+            plot_differences(rows, heading, results.path / 'differences.png'),
+        ]
+    return written

@@ -1,0 +1,111 @@
+"""What a table consists of: its cells, and the training runs that they need."""
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Dict, List, Optional, Sequence
+
+import yaml
+
+from ..common.errors import UserError
+
+__all__ = ['Cell', 'RECIPES', 'Run', 'TABLES', 'Table', 'load_table', 'plan_runs']
+
+RECIPES = {'cifar10': 'cifar10', 'cifar100': 'cifar100', 'imagenet': 'imagenet_paper'}  # of each data set
+TABLES = ('table1', 'table2', 'table2-imagenet', 'table3')
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A network of a table on a data set."""
+    key: str  # such as 'rla'
+    name: str  # such as 'RLA-56'
+    model: str
+    depth: int
+    dataset: str
+    model_kwargs: Dict[str, Any] = field(default_factory=dict, hash=False)
+    paper_error: Optional[float] = None  # top-1 error in percent
+    paper_params: Optional[float] = None  # in millions
+
+    @property
+    def folder(self) -> str:
+        """Name of its runs' folders, less the seed."""
+        return f'{self.dataset}-{self.depth}-{self.key}'
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper: cells in the order of its rows, the plain network of each depth and data set first."""
+    name: str
+    title: str
+    cells: List[Cell]
+
+    def plain(self, cell: Cell) -> Cell:
+        """The plain network that a cell is compared with."""
+        return next(c for c in self.cells if c.key == 'plain' and (c.depth, c.dataset) == (cell.depth, cell.dataset))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: a cell and a seed."""
+    cell: Cell
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f'{self.cell.folder}-seed{self.seed}'
+
+
+def load_table(
+        name: str,
+        depths: Optional[Sequence[int]] = None,
+        datasets: Optional[Sequence[str]] = None,
+        only: Optional[Sequence[str]] = None,
+) -> Table:
+    """A table, or a part of it.
+
+    Args:
+        name: One of `TABLES`.
+        depths: Depths, those of the paper if None.
+        datasets: Data sets, all of the table if None.
+        only: Keys of cells, all if None; the plain network is always there.
+
+    Raises:
+        UserError: A data set or a cell that the table does not have.
+    """
+    text = resources.files(f'{__package__}.tables').joinpath(f'{name}.yaml').read_text()
+    content = yaml.safe_load(text)
+    _check('--datasets', datasets, content['datasets'])
+    _check('--only', only, content['cells'])
+    depths = list(depths or content['depths'])
+    cells = [
+        _cell(key, entry, depth, dataset)
+        for dataset in datasets or content['datasets'] for depth in depths
+        for key, entry in content['cells'].items() if only is None or key in only or key == 'plain'
+    ]
+    title = content['title'].format(depth=depths[0], depths=', '.join(map(str, depths)))
+    return Table(name, title, cells)
+
+
+def _check(option: str, given: Optional[Sequence[str]], known: Sequence[str]) -> None:
+    for value in given or []:
+        if value not in known:
+            raise UserError(f'{option} {value}: not in this table, which has {", ".join(known)}')
+
+
+def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str) -> Cell:
+    paper = entry.get('paper', {}).get(depth, {})
+    return Cell(
+        key,
+        entry['name'].format(depth=depth),
+        entry['model'].format(depth=depth),
+        depth,
+        dataset,
+        entry.get('model_kwargs', {}),
+        paper.get(dataset),
+        paper.get('params'),
+    )
+
+
+def plan_runs(table: Table, seeds: Sequence[int]) -> List[Run]:
+    """The runs of a table, seed by seed: the first seeds of all cells come before the second ones."""
+    return [Run(cell, seed) for seed in seeds for cell in table.cells]

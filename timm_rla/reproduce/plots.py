@@ -1,0 +1,92 @@
+"""Pictures of a table: training and validation curves (Figure 3), and all differences with their intervals."""
+from pathlib import Path
+from typing import Any, List, Sequence
+
+import numpy as np
+
+from ..common.extras import import_pyplot
+from ..common.plotting import COLORS, save_picture, tidy_axes
+from ..common.summary import read_summary
+from .plan import Run
+from .report import Row
+from .runs import Results
+
+__all__ = ['plot_curves', 'plot_differences']
+
+
+def _panels(rows: Sequence[Row]) -> List[List[Row]]:
+    """Rows by data set and depth."""
+    panels: dict = {}
+    for row in rows:
+        panels.setdefault((row.cell.dataset, row.cell.depth), []).append(row)
+    return list(panels.values())
+
+
+def _series(results: Results, row: Row, column: str) -> np.ndarray:
+    """[seeds, epochs]"""
+    return np.array([
+        [epoch[column] for epoch in read_summary(results.path / Run(row.cell, seed).name)] for seed in row.errors])
+
+
+def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Path) -> Path:
+    """Training loss and validation error over the epochs, with a band from the lowest to the highest seed.
+
+    Args:
+        results: Folder of the runs.
+        rows: Rows of the table; those without a finished run are left out.
+        heading: Title of the picture.
+        output: File to write; PNG, SVG or PDF by its ending.
+    """
+    panels = [[row for row in panel if row.errors] for panel in _panels(rows)]
+    panels = [panel for panel in panels if panel]
+    figure, axes = import_pyplot().subplots(
+        max(1, len(panels)), 2, squeeze=False, figsize=(9, 0.9 + 3.2 * max(1, len(panels))), layout='constrained')
+    for (left, right), panel in zip(axes, panels):
+        for index, row in enumerate(panel):
+            for ax, column in ((left, 'train_loss'), (right, 'eval_top1')):
+                values = _series(results, row, column)
+                if column == 'eval_top1':
+                    values = 100 - values
+                _draw_band(ax, values, COLORS[index % len(COLORS)], f'{row.cell.name}, n = {len(row.errors)}')
+        left.set(xlabel='Epoch', ylabel='Training loss')
+        right.set(xlabel='Epoch', ylabel=f'Top-1 error, {panel[0].cell.dataset} (%)')
+        right.legend(frameon=False, fontsize='small')
+    figure.suptitle(heading, fontsize='medium', wrap=True)
+    return save_picture(figure, output)
+
+
+def _draw_band(axes: Any, values: np.ndarray, color: str, label: str) -> None:
+    epochs = np.arange(1, values.shape[1] + 1)
+    axes.plot(epochs, values.mean(0), color=color, linewidth=1.2, label=label)
+    axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+    tidy_axes(axes)
+
+
+def plot_differences(rows: Sequence[Row], heading: str, output: Path) -> Path:
+    """Difference from the plain network in top-1 error with its interval, and the paper's; left of 0 is better.
+
+    Args:
+        rows: Rows of the table.
+        heading: Title of the picture.
+        output: File to write; PNG, SVG or PDF by its ending.
+    """
+    shown = [row for row in rows if row.cell.key != 'plain' and row.difference is not None]
+    plain = {(row.cell.dataset, row.cell.depth): row.cell.paper_error for row in rows if row.cell.key == 'plain'}
+    figure, axes = import_pyplot().subplots(figsize=(7.5, 1.6 + 0.32 * max(1, len(shown))), layout='constrained')
+    tidy_axes(axes)
+    axes.axvline(0, color='black', linewidth=0.8)
+    for y, row in enumerate(shown):
+        if row.interval is not None:
+            axes.plot(row.interval, (y, y), color=COLORS[0], linewidth=2, solid_capstyle='butt')
+        axes.plot(row.difference, y, 'o', color=COLORS[0], label='here, with 95 % interval' if y == 0 else None)
+        reference = plain[row.cell.dataset, row.cell.depth]
+        if reference is not None and row.cell.paper_error is not None:
+            axes.plot(row.cell.paper_error - reference, y, 'D', color=COLORS[1], markersize=4,
+                      label='paper' if y == 0 else None)
+    axes.set_yticks(range(len(shown)), [f'{row.cell.name}, {row.cell.dataset}, n = {row.pairs}' for row in shown])
+    axes.invert_yaxis()
+    axes.set_xlabel('Difference in top-1 error from the plain network (percentage points)')
+    axes.set_title(heading, fontsize='medium', wrap=True)
+    if shown:
+        figure.legend(loc='outside lower center', ncols=2, frameon=False)
+    return save_picture(figure, output)

@@ -1,0 +1,173 @@
+"""The paper's tables: their data, the runs that they need, and the report that is made of them."""
+import csv
+import math
+import shlex
+import statistics
+
+import pytest
+import timm
+import yaml
+
+from timm_rla import cli
+from timm_rla.common.options import parse
+from timm_rla.reproduce.plan import TABLES, Run, load_table, plan_runs
+from timm_rla.reproduce.report import paired_interval, report_rows, write_csv, write_markdown
+from timm_rla.reproduce.runs import Results, train_options
+from timm_rla.train.options import train_parser
+
+HEADER = 'epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n'
+
+
+def write_run(results, run, top1, epochs=2):
+    """A finished run, with the accuracy of its last epoch; the one before was better."""
+    folder = results.path / run.name
+    folder.mkdir(parents=True)
+    rows = [f'{epoch},1.0,1.0,{top1 + 5 * (epoch + 1 < epochs)},99.0,0.1\n' for epoch in range(epochs)]
+    (folder / 'summary.csv').write_text(HEADER + ''.join(rows))
+
+
+def small_table(**kwargs):
+    return load_table('table1', depths=[20], datasets=['cifar10'], **kwargs)
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_tables_name_models_that_exist(name):
+    table = load_table(name)
+    assert table.cells[0].key == 'plain'
+    for cell in table.cells:
+        assert timm.is_model(cell.model)
+        assert table.plain(cell).key == 'plain'
+        args = parse(train_parser(), train_options(Run(cell, 3), None, []))
+        assert (args.model, args.seed) == (cell.model, 3)
+        assert args.model_kwargs.items() >= cell.model_kwargs.items()
+    assert len({run.name for run in plan_runs(table, [0, 1])}) == 2 * len(table.cells)
+
+
+def test_figures_are_those_of_the_paper():
+    cells = {cell.folder: cell for name in TABLES for cell in load_table(name).cells}
+    assert cells['cifar10-20-rla'].paper_error == 7.48 and cells['cifar100-110-se'].paper_error == 27.01
+    assert cells['imagenet-50-rla'].paper_error == 23.83 and cells['cifar10-56-m8'].paper_error == 6.35
+
+
+@pytest.mark.parametrize('epochs, milestones', [(160, [81, 121]), (80, [41, 61]), (30, [16, 23])])
+def test_schedule_follows_the_length(epochs, milestones):
+    args = parse(train_parser(), train_options(plan_runs(small_table(), [0])[0], epochs, []))
+    assert args.epochs == epochs and args.decay_milestones == milestones
+
+
+def test_seeds_come_before_cells():
+    runs = plan_runs(small_table(only=['rla']), [0, 1])
+    assert [(run.cell.key, run.seed) for run in runs] == [('plain', 0), ('rla', 0), ('plain', 1), ('rla', 1)]
+
+
+def test_interval_against_the_formula():
+    differences = [-0.4, 0.1, -0.3, -0.2]
+    lower, upper = paired_interval(differences)
+    half = 3.182446 * statistics.stdev(differences) / math.sqrt(4)  # t of 3 degrees of freedom, from a table
+    assert (lower + upper) / 2 == pytest.approx(-0.2) and (upper - lower) / 2 == pytest.approx(half, rel=1e-5)
+    assert paired_interval([1.]) is None
+
+
+def test_report(tmp_path):
+    table = small_table(only=['rla', 'se'])
+    results = Results(tmp_path / 'out', table, 2, [])
+    plain, rla, _ = sorted(table.cells, key=lambda cell: ['plain', 'rla', 'se'].index(cell.key))
+    for seed, (first, second) in enumerate(zip((90., 91., 92.), (91., 91.5, 93.))):
+        write_run(results, Run(plain, seed), first)
+        write_run(results, Run(rla, seed), second)
+    write_run(results, Run(rla, 3), 50., epochs=1)  # not finished
+    rows = {row.cell.key: row for row in report_rows(results, [0, 1, 2, 3])}
+    assert rows['rla'].mean == pytest.approx(100 - statistics.mean((91., 91.5, 93.)))
+    assert rows['rla'].std == pytest.approx(statistics.stdev((91., 91.5, 93.)))
+    assert rows['rla'].difference == pytest.approx(-(1 + 0.5 + 1) / 3) and rows['rla'].pairs == 3
+    assert rows['se'].mean is None and rows['plain'].difference is None
+
+    text = write_markdown(tmp_path / 'report.md', 'A title', list(rows.values())).read_text()
+    assert '| RLA-20 |' in text and '8.17 ± 1.04' in text and 'missing' in text and '3 of 4' in text
+    with open(write_csv(tmp_path / 'report.csv', list(rows.values()))) as f:
+        lines = list(csv.DictReader(f))
+    assert [float(line['error']) for line in lines if line['cell'] == 'rla'] == [9., 8.5, 7.]
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    table = small_table(only=['rla'])
+    results = Results(tmp_path, table, 2, [])
+    for cell in table.cells:
+        write_run(results, Run(cell, 0), 90.)
+    row = report_rows(results, [0])[-1]
+    assert row.interval is None and 'needs two seeds' in write_markdown(tmp_path / 'r.md', '', [row]).read_text()
+
+
+COMMON = ['--depth', '20', '--datasets', 'cifar10', '--only', 'rla', '--dataset', '', '--device', 'cpu', '--img-size',
+          '8', '--batch-size', '16', '--in-memory', '--workers', '0', '--log-interval', '1000']
+
+
+def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
+    """Runs are made, skipped when they are there, gone on with when they are not whole, and reported."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    command = ['reproduce', 'table1', *COMMON, '--data-dir', str(image_folder), '--output', str(tmp_path / 'out'),
+               '--epochs', '2', '--seeds', '0', '--jobs', '2', '--data-note', 'digits']
+    assert cli.main([*command, '--print']) == 0
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert len(printed) == 2 and all('--resume auto' in line for line in printed)
+    assert shlex.split(printed[0])[1:4] == ['-m', 'timm_rla', 'train']
+    assert not (tmp_path / 'out').exists()
+
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert '0 of 2 runs are finished, 2 to go' in out and '[2/2]' in out and 'top-1 error' in out
+    for name in ('report.md', 'report.csv', 'curves.png', 'differences.png'):
+        assert (tmp_path / 'out' / name).stat().st_size > 0
+    assert '2 epochs instead of' in (tmp_path / 'out' / 'report.md').read_text()
+    assert 'digits' in (tmp_path / 'out' / 'report.md').read_text()
+
+    folder = tmp_path / 'out' / 'cifar10-20-plain-seed0'
+    before = (folder / 'last.pth.tar').stat().st_mtime_ns
+    assert cli.main(command) == 0
+    assert '2 of 2 runs are finished, 0 to go' in capsys.readouterr().out
+    assert (folder / 'last.pth.tar').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--only', 'rlo'], ['rlo', 'rla_vector']),
+    (['--datasets', 'mnist'], ['mnist', 'cifar10']),
+    (['--epochs', '0'], ['--epochs 0']),
+    (['--jobs', '0'], ['--jobs 0']),
+    (['--lernrate', '1'], ['--lernrate']),
+], ids=str)
+def test_bad_input(tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['reproduce', 'table1', *options]) == 2
+    line = capsys.readouterr().err.strip()
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_of_another_table(tmp_path, capsys):
+    folder = tmp_path / 'out'
+    folder.mkdir()
+    (folder / 'table.yaml').write_text(yaml.safe_dump(dict(table='table3', epochs=None, options=[])))
+    assert cli.main(['reproduce', 'table1', '--output', str(folder)]) == 2
+    assert 'table table3, not table1' in capsys.readouterr().err
+    (folder / 'table.yaml').unlink()
+    (folder / 'mine.txt').write_text('mine')
+    assert cli.main(['reproduce', 'table1', '--output', str(folder)]) == 2
+    assert 'neither empty nor' in capsys.readouterr().err and (folder / 'mine.txt').read_text() == 'mine'
+
+
+def test_two_harnesses_at_once(tmp_path, capsys):
+    results = Results(tmp_path / 'out', small_table(), None, [])
+    with results.locked():
+        assert cli.main(['reproduce', 'table1', '--depth', '20', '--datasets', 'cifar10', '--output',
+                         str(tmp_path / 'out')]) == 2
+    assert 'another process runs this table' in capsys.readouterr().err
+
+
+def test_a_failed_run_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ['--data-dir', 'nowhere', '--output', 'out', '--seeds', '0', '--jobs', '2']
+    command = ['reproduce', 'table1', *COMMON, *options]
+    assert cli.main(command) == 2
+    captured = capsys.readouterr()
+    assert 'nowhere' in captured.out and '2 runs failed' in captured.err
+    assert 'missing' in (tmp_path / 'out' / 'report.md').read_text()

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md: counts from the models themselves, measurements from the files under results/.
+"""Writes the tables of README.md and docs/design.md: counts from the models themselves, measurements from results/.
 
     python docs/tables.py           # rewrite them
     python docs/tables.py --check   # fail if they are not up to date
@@ -6,14 +6,15 @@
 import csv
 import sys
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, Iterable, List, NamedTuple
 
 import timm
 import torch
 
 import timm_rla  # noqa: F401, registers the models
+from timm_rla.benchmark.allocator import KEEP_FREED
 from timm_rla.benchmark.results import find, read
-from timm_rla.benchmark.suites import SCALING, SUITES, Point, Setting
+from timm_rla.benchmark.suites import FORMS, SCALING, SUITES, Point, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = {  # prefix of the names: that of the network without layer attention
@@ -21,6 +22,7 @@ FAMILIES = {  # prefix of the names: that of the network without layer attention
     'rla_se': 'se',
     'rla_': '',
 }
+NOT_MEASURED, NOT_APPLICABLE = 'not measured', '-'
 
 
 def _create(name: str, **kwargs) -> torch.nn.Module:
@@ -75,15 +77,22 @@ def quickstart() -> List[str]:
     ]
 
 
-def _measured() -> List[Dict[str, str]]:
-    return [row for path in sorted((ROOT / 'results').glob('benchmark-*.csv')) for row in read(path)]
+def _measured(suite: str) -> List[Dict[str, str]]:
+    return read(ROOT / 'results' / f'benchmark-{suite}.csv')
 
 
-def _machines(rows: List[Dict[str, str]]) -> List[str]:
-    machines = sorted({
-        f'{row["hardware"]} ({row["date"]}, torch {row["torch"].split("+")[0]}, timm {row["timm"]})' for row in rows
-    })
-    return ['', f'Measured on {"; ".join(machines)}.'] if machines else []
+def _allocator(text: str) -> str:
+    """In words; `text` as from `allocator.describe`."""
+    settings = ' '.join(f'{name}={value}' for name, value in KEEP_FREED.items())
+    return f'glibc told to keep freed memory ({settings})' if text == f'glibc, {settings}' else text
+
+
+def _machines(rows: Iterable[Dict[str, str]]) -> List[str]:
+    machines = {
+        f'{row["hardware"]} ({row["date"]}, torch {row["torch"].split("+")[0]}, timm {row["timm"]}'
+        f'{row["allocator"] and "; " + _allocator(row["allocator"])})' for row in rows
+    }
+    return ['', f'Measured on {"; ".join(sorted(machines))}.'] if machines else []
 
 
 def _title(setting: Setting) -> str:
@@ -95,33 +104,65 @@ def _title(setting: Setting) -> str:
 
 def _ratio(row: Dict[str, str]) -> str:
     return '{ratio:.3f} ({ratio_lower:.3f} to {ratio_upper:.3f})'.format_map(
-        {key: float(row[key]) for key in ('ratio', 'ratio_lower', 'ratio_upper')}) if row else ''
+        {key: float(row[key]) for key in ('ratio', 'ratio_lower', 'ratio_upper')})
+
+
+def _cell(setting: Setting, rows: Dict[str, Dict[str, str]], model: str, show: Callable[[Dict[str, str]], str]) -> str:
+    if model not in setting.models:
+        return NOT_APPLICABLE
+    return show(rows[model]) if model in rows else NOT_MEASURED
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f'| {" | ".join(cells)} |'
 
 
 def benchmark() -> List[str]:
     """The suites `gpu` and `cpu`: one row for each setting and depth, one for all depths that are not measured."""
-    measured, used = _measured(), []
     lines = ['| | network | SE | RLA | RLA, folded | memory, SE | RLA |', '|---|---|---|---|---|---|---|']
-    settings = SUITES['gpu'] + SUITES['cpu']
-    for title in dict.fromkeys(map(_title, settings)):
-        label, missing = title, []
-        for setting in settings:
-            if _title(setting) != title:
-                continue
-            plain, se, rla, *folded = setting.models
+    used = []
+    for suite in ('gpu', 'cpu'):
+        measured = _measured(suite)
+        for title in dict.fromkeys(map(_title, SUITES[suite])):
+            missing, label = {}, title  # networks by the cells that they would have
+            for setting in (setting for setting in SUITES[suite] if _title(setting) == title):
+                plain, se, rla, *_ = setting.models
+                rows = find(measured, setting)
+                cells = [_cell(setting, rows, name, _ratio) for name in (se, rla, f'{rla}+folded')]
+                cells += [_cell(setting, rows, name, lambda row: f'{float(row["memory_ratio"]):.3f}')
+                          for name in (se, rla)]
+                if not rows:
+                    missing.setdefault(tuple(cells), []).append(f'`{plain}`')
+                    continue
+                used += rows.values()
+                lines.append(_line([label, f'`{plain}`', *cells]))
+                label = ''
+            for cells, names in missing.items():
+                lines.append(_line([label, ', '.join(names), *cells]))
+    return lines + _machines(used)
+
+
+FORM_NAMES = {  # by the suffix of the model
+    '': 'RLA as it runs',
+    'lstm_called': 'LSTM called as a module',
+    'general': 'general form',
+    'folded': 'folded',
+    'triton': 'Triton kernels',
+    'regional': 'compiled behind the last convolution',
+}
+
+
+def forms() -> List[str]:
+    """The suites `forms-*`: images per second of each form of `rla_resnet50`."""
+    lines = [_line(['', *FORM_NAMES.values()]), '|---' * (len(FORM_NAMES) + 1) + '|']
+    used = []
+    for suite in FORMS:
+        measured = _measured(suite)
+        for setting in SUITES[suite]:
             rows = find(measured, setting)
-            if se not in rows or rla not in rows:
-                missing.append(f'`{plain}`')
-                continue
             used += rows.values()
-            cells = [
-                label, f'`{plain}`', *(_ratio(rows.get(name, {})) for name in (se, rla, *(folded or ['']))),
-                *(f'{float(rows[name]["memory_ratio"]):.3f}' for name in (se, rla)),
-            ]
-            lines.append(f'| {" | ".join(cells)} |')
-            label = ''
-        if missing:
-            lines.append(f'| {label} | {", ".join(missing)} | not measured | | | | |')
+            names = ['+'.join([setting.models[1], *[suffix] * bool(suffix)]) for suffix in FORM_NAMES]
+            lines.append(_line([_title(setting), *(_cell(setting, rows, name, _ratio) for name in names)]))
     return lines + _machines(used)
 
 
@@ -129,47 +170,69 @@ def _scaling_cell(points: List[Point], measured: List[Dict[str, str]]) -> str:
     cells = []
     for value, setting, model in points:
         row = find(measured, setting).get(model)
-        cells.append(f'{value}: {100 / float(row["ratio"]) - 100:.1f} %' if row else f'{value}: not measured')
-    return ', '.join(cells) if any(cell.endswith('%') for cell in cells) else 'not measured'
+        cells.append(f'{value}: {100 / float(row["ratio"]) - 100:.1f} %' if row else f'{value}: {NOT_MEASURED}')
+    return ', '.join(cells) if any(cell.endswith('%') for cell in cells) else NOT_MEASURED
 
 
 def scaling() -> List[str]:
     """The suites `scaling-*`: time that layer attention adds to a training step."""
-    measured = _measured()
     axes = list(next(iter(SCALING.values())))
-    lines = [f'| | {" | ".join(axes)} |', '|---' * (len(axes) + 1) + '|']
-    for points in SCALING.values():
-        setting = points['M'][0].setting
-        cells = [_title(setting), *(_scaling_cell(points[axis], measured) for axis in axes)]
-        lines.append(f'| {" | ".join(cells)} |')
-    return lines
+    lines = [_line(['', *axes]), '|---' * (len(axes) + 1) + '|']
+    used = []
+    for suite, points in SCALING.items():
+        measured = _measured(suite)
+        used += (row for setting in SUITES[suite] for row in find(measured, setting).values())
+        lines.append(_line([
+            _title(points['M'][0].setting), *(_scaling_cell(points[axis], measured) for axis in axes)]))
+    return lines + _machines(used)
 
 
-SECTIONS: Dict[str, Callable[[], List[str]]] = {
-    'quickstart': quickstart,
-    'models': models,
-    'cifar models': cifar_models,
-    'benchmark': benchmark,
-    'scaling': scaling,
+class Section(NamedTuple):
+    """What stands between `<!-- begin NAME -->` and `<!-- end NAME -->`."""
+    page: str  # file, from the root of the repository
+    lines: Callable[[], List[str]]
+
+
+SECTIONS: Dict[str, Section] = {
+    'quickstart': Section('README.md', quickstart),
+    'models': Section('README.md', models),
+    'cifar models': Section('README.md', cifar_models),
+    'benchmark': Section('README.md', benchmark),
+    'scaling': Section('README.md', scaling),
+    'forms': Section('docs/design.md', forms),
 }
 
 
-def render(text: str) -> str:
-    """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`, for each section."""
-    for name, lines in SECTIONS.items():
-        begin, end = f'<!-- begin {name} -->\n', f'<!-- end {name} -->'
-        head, rest = text.split(begin)
-        text = head + begin + '\n'.join(lines()) + '\n' + end + rest.split(end)[1]
+def render(page: str, text: str) -> str:
+    """Text of a page with its sections written anew.
+
+    Raises:
+        ValueError: A section's marks are not there, once each and in this order.
+    """
+    for name, section in SECTIONS.items():
+        if section.page == page:
+            begin, end = f'<!-- begin {name} -->\n', f'<!-- end {name} -->'
+            if text.count(begin) != 1 or text.split(begin)[1].count(end) != 1:
+                raise ValueError(f'{page}: {begin.strip()} and {end} must be there, once each')
+            head, rest = text.split(begin)
+            text = head + begin + '\n'.join([*section.lines(), end]) + rest.split(end)[1]
     return text
 
 
 def main() -> int:
-    path = ROOT / 'README.md'
-    text = path.read_text()
-    new = render(text)
-    if '--check' in sys.argv:
-        return int(new != text)
-    path.write_text(new)
+    """Write the pages or, with --check, only compare them; returns the exit code."""
+    differ = []
+    for page in dict.fromkeys(section.page for section in SECTIONS.values()):
+        path = ROOT / page
+        text = path.read_text()
+        new = render(page, text)
+        if new != text:
+            differ.append(page)
+            if '--check' not in sys.argv:
+                path.write_text(new)
+    if differ and '--check' in sys.argv:
+        print(f'not up to date: {", ".join(differ)}', file=sys.stderr)
+        return 1
     return 0
 
 

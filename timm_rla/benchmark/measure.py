@@ -4,25 +4,23 @@ Speed on a shared machine drifts by more than the differences in question. So th
 of them runs for one slice of time, and only times of the same round are compared. The median of these ratios is the
 result, their quartiles say how far to trust it.
 
-Each model has a process to itself, as it has in use: in one that they share, the largest of them makes the C library
-hold memory that the others then need not ask the system for. Where a process's memory lies, and how much of it a step
-gives back to the system and takes again, makes some percent on a CPU, so that all processes are started anew now and
-then.
+Each model has a process to itself. Where a process's memory lies makes some percent on a CPU, so that all processes are
+started anew now and then.
 """
 import logging
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import torch
 
-from ..environment import describe_environment
-from ..errors import blame
-from ..train.progress import Progress
+from ..common.environment import describe_environment
+from ..common.errors import blame
+from ..common.progress import Progress
+from .processes import Process
 from .suites import Setting
-from .workload import Workload, count, create
+from .variants import create
+from .workload import count
 
 __all__ = ['measure', 'summarize', 'take_turns']
 
@@ -31,45 +29,12 @@ _logger = logging.getLogger(__name__)
 QUARTILES = (0.25, 0.5, 0.75)
 MIB = 2 ** 20
 
-_workload: Optional[Workload] = None  # of a process that runs one model
 
-
-def _start(name: str, setting: Setting, threads: int) -> None:
-    global _workload
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True  # as timm's benchmark.py
-        torch.backends.cudnn.benchmark = True
-    _workload = Workload(create(name), setting)
-
-
-def _call(method: str, *args: Any) -> Any:
-    return getattr(_workload, method)(*args)
-
-
-class Process:
-    """A process that runs one model.
-
-    Args:
-        name: As for `create`.
-        setting: What to run.
-    """
-
-    def __init__(self, name: str, setting: Setting):
-        self._executor = ProcessPoolExecutor(1, get_context('spawn'))
-        self._started = self._executor.submit(_start, name, setting, torch.get_num_threads())
-
-    def call(self, method: str, *args: Any) -> Any:
-        """Result of a method of the process's `Workload`; errors are raised here."""
-        self._started.result()
-        return self._executor.submit(_call, method, *args).result()
-
-    def __enter__(self) -> 'Process':
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._executor.shutdown(cancel_futures=True)
+class Start(NamedTuple):
+    """What one start of the processes of a setting gave."""
+    times: torch.Tensor  # seconds per step [rounds, models]
+    allocator: str  # as `allocator.describe` says it, '' for a GPU
+    memory: List[float]  # bytes for each model; empty if not asked for
 
 
 def take_turns(slices: Sequence[Callable[[], float]], rounds: int,
@@ -120,52 +85,102 @@ def measure(setting: Setting, rounds: int, seconds: float, starts: int = 1, labe
         A row for each model, in the columns of `results.COLUMNS`.
 
     Raises:
-        UserError: A model cannot be created, or does not run in this setting, for lack of memory or other reasons.
+        UserError: A model cannot be created, or does not run in this setting, for lack of memory or other reasons; or
+            an op of layer attention deviates from its reference (`verify`).
     """
     label = label or setting.name
-    sizes = []
-    for name in setting.models:
-        model = create(name)
-        with blame(f'{name}, image of {setting.img_size} px', RuntimeError, ValueError):
-            sizes.append(count(model, setting.img_size))
-
+    sizes = [_size(name, setting) for name in setting.models]
+    memory = _memory_alone(setting, label) if setting.device_type == 'cpu' else []
     starts = min(starts, rounds)
-    times: List[torch.Tensor] = []
+    done: List[Start] = []
     with Progress(label, rounds, interval=max(1, rounds // 5)) as progress:
-        def report(new: torch.Tensor, images: int) -> None:
-            ratios = summarize(torch.cat([*times, new]))[1].tolist()
+        def report(images: int, times: torch.Tensor) -> None:
+            ratios = summarize(torch.cat([*(start.times for start in done), times]))[1].tolist()
             named = zip(setting.models[1:], ratios[1:])
             progress.update(images, **{name: f'{ratio:.3f}' for name, ratio in named})
 
-        for start in range(starts):
-            share = rounds * (start + 1) // starts - rounds * start // starts
-            with ExitStack() as stack:
-                processes = [stack.enter_context(Process(name, setting)) for name in setting.models]
-                steps = _each(processes, setting, f'{label}: warming up', 'warm_up', seconds)
-                if not start:
-                    memory = _each(processes, setting, f'{label}: memory of', 'memory')
-                slices = [partial(process.call, 'time', n) for process, n in zip(processes, steps)]
-                with blame(label, RuntimeError, MemoryError):
-                    times.append(take_turns(slices, share, partial(report, images=setting.batch_size * sum(steps))))
-    return _rows(setting, torch.cat(times), memory, sizes)
+        for index in range(starts):
+            share = rounds * (index + 1) // starts - rounds * index // starts
+            start = _start(setting, share, seconds, label, report, with_memory=not memory)
+            memory = memory or start.memory
+            done.append(start)
+    times = torch.cat([start.times for start in done])
+    return _rows(setting, times, memory, sizes, done[0].allocator)
 
 
-def _each(processes: Sequence[Process], setting: Setting, doing: str, method: str, *args: Any) -> List[Any]:
-    """What a method returns in each process, one after the other."""
-    results = []
-    for name, process in zip(setting.models, processes):
-        _logger.info(f'{doing} {name}')
-        subject = f'{name}, {setting.mode}, batch {setting.batch_size}, {setting.img_size} px, {setting.precision}'
+def _size(name: str, setting: Setting) -> Dict[str, float]:
+    model = create(name, as_run=False)
+    with blame(f'{name}, image of {setting.img_size} px', RuntimeError, ValueError):
+        return count(model, setting.img_size)
+
+
+def _memory_alone(setting: Setting, label: str) -> List[float]:
+    """Memory of each model in bytes, from a process of its own that ends at once.
+
+    The record of all allocations is large, and on a CPU the process would keep the memory that it took.
+    """
+    found = []
+    for name in setting.models:
+        with Process(name, setting) as process:
+            _ask([process], setting, f'{label}: starting', 'ready')
+            _ask([process], setting, f'{label}: preparing', 'call', 'prepare')
+            found += _ask([process], setting, f'{label}: memory of', 'call', 'memory')
+    return found
+
+
+def _start(
+        setting: Setting,
+        rounds: int,
+        seconds: float,
+        label: str,
+        report: Callable[[int, torch.Tensor], None],
+        with_memory: bool,
+) -> Start:
+    """Start a process for each model, let them take turns, end them.
+
+    Args:
+        setting: What to measure.
+        rounds: Number of rounds.
+        seconds: Time of one slice.
+        label: What it is called in the log.
+        report: Called after each round with the number of its images and all times so far.
+        with_memory: Measure the memory, too.
+    """
+    with ExitStack() as stack:
+        processes = [stack.enter_context(Process(name, setting)) for name in setting.models]
+        allocators = _ask(processes, setting, f'{label}: starting', 'ready')
+        steps = _ask(processes, setting, f'{label}: warming up', 'call', 'warm_up', seconds)
+        memory = _ask(processes, setting, f'{label}: memory of', 'call', 'memory') if with_memory else []
+        slices = [partial(process.call, 'time', n) for process, n in zip(processes, steps)]
+        with blame(label, RuntimeError, MemoryError):
+            times = take_turns(slices, rounds, partial(report, setting.batch_size * sum(steps)))
+    return Start(times, allocators[0], memory)
+
+
+def _ask(processes: Sequence[Process], setting: Setting, doing: str, method: str, *args: Any) -> List[Any]:
+    """What a method of each process returns, one after the other."""
+    answers = []
+    for process in processes:
+        _logger.info(f'{doing} {process.name}')
+        subject = f'{process.name}, {setting.mode}, batch {setting.batch_size}, {setting.img_size} px, ' \
+                  f'{setting.precision}'
         with blame(subject, RuntimeError, ValueError, MemoryError):
-            results.append(process.call(method, *args))
-    return results
+            answers.append(getattr(process, method)(*args))
+    return answers
 
 
-def _rows(setting: Setting, times: torch.Tensor, memory: List[float], sizes: List[Dict[str, float]]) -> List[Dict]:
+def _rows(
+        setting: Setting,
+        times: torch.Tensor,
+        memory: List[float],
+        sizes: List[Dict[str, float]],
+        allocator: str,
+) -> List[Dict[str, Any]]:
     common = dict(
         setting.columns(),
         rounds=len(times),
         threads=torch.get_num_threads(),
+        allocator=allocator,
         **describe_environment(setting.device),
     )
     step_times = times.quantile(0.5, dim=0).tolist()

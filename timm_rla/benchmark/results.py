@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from ..errors import UserError, blame
-from ..files import replacing
-from ..table import format_columns
+from ..common.errors import UserError, blame
+from ..common.files import replacing
+from ..common.table import format_columns
 from .suites import Setting
 
 __all__ = ['COLUMNS', 'check_output', 'find', 'format_rows', 'read', 'update']
@@ -22,6 +22,7 @@ COLUMNS = (
     # of one step, with parameters, gradients and state of the optimizer
     'peak_memory_mib', 'memory_ratio',
     'precision', 'layout', 'torchcompile', 'torchcompile_mode', 'device', 'threads',
+    'allocator',  # of the measuring processes on a CPU, with its settings
     'date', 'hardware', 'python', 'torch', 'timm', 'timm_rla',
 )
 KEY = (  # a new row takes the place of one that agrees in these
@@ -40,7 +41,7 @@ def read(path: Path) -> List[Row]:
     """
     if not path.exists():
         return []
-    with blame(f'--output {path}'), open(path, newline='') as f:
+    with blame(f'--output {path}', OSError, ValueError, csv.Error), open(path, newline='') as f:
         reader = csv.DictReader(f)
         rows = list(reader)
         if reader.fieldnames is None or set(reader.fieldnames) != set(COLUMNS):
@@ -61,7 +62,15 @@ def check_output(path: Path) -> None:
 
 
 def update(path: Path, rows: Sequence[Dict[str, Any]]) -> None:
-    """Write rows into a table, in the place of earlier ones of the same model, setting and hardware."""
+    """Write rows into a table, in the place of earlier ones of the same model, setting and hardware.
+
+    Args:
+        path: The table; it need not exist.
+        rows: As from `measure`.
+
+    Raises:
+        UserError: It is no such table, or cannot be written.
+    """
     table = {tuple(row[column] for column in KEY): row for row in read(path)}
     for row in rows:
         text = {column: str(row.get(column, '')) for column in COLUMNS}

@@ -1,72 +1,28 @@
-"""A model at work: what it runs as, how long a step takes, how much memory, and how large the model is."""
-import argparse
+"""A model at work: what a step is, how long it takes, how much memory, and how large the model is."""
 import gc
 import json
 import math
 import os
 import tempfile
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
-from timm.utils import ParseKwargs, reparameterize_model
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import UserError, blame
-from ..train.setup import build_model
+from .precision import PRECISIONS
 from .suites import Setting
 
-__all__ = ['FOLDED', 'PRECISIONS', 'Workload', 'count', 'create', 'peak_memory']
+__all__ = ['Workload', 'count', 'peak_memory']
 
-
-class Precision(NamedTuple):
-    dtype: torch.dtype  # of parameters and images
-    autocast: Optional[torch.dtype]
-
-
-PRECISIONS = {  # names of timm's benchmark.py
-    'float32': Precision(torch.float32, None),
-    'float16': Precision(torch.float16, None),
-    'bfloat16': Precision(torch.bfloat16, None),
-    'amp': Precision(torch.float32, torch.float16),
-    'amp_bfloat16': Precision(torch.float32, torch.bfloat16),
-}
-FOLDED = 'folded'
 WARM_UP = 3  # steps; a CUDA graph is recorded in the second
 CUDA_GRAPHS = ('reduce-overhead', 'max-autotune')  # modes in which the allocator does not see a step
-
-
-def create(name: str) -> nn.Module:
-    """Create a model, in eval mode on the CPU.
-
-    Args:
-        name: A model of timm, then arguments and 'folded', each after a plus: 'rla_resnet50+hidden_dim=128+folded'.
-            Folded is what `timm.utils.reparameterize_model` returns.
-
-    Raises:
-        UserError: No such model or argument.
-    """
-    base, *parts = name.split('+')
-    arguments = [part for part in parts if part != FOLDED]
-    for argument in arguments:
-        if '=' not in argument:
-            raise UserError(f'--model {name}: {argument!r} is neither KEY=VALUE nor {FOLDED}')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('kwargs', nargs='*', action=ParseKwargs)
-    with blame(f'--model {name}'):
-        kwargs = parser.parse_args(arguments).kwargs or {}
-    model = build_model(argparse.Namespace(model=base, model_kwargs=kwargs)).eval()
-    if FOLDED in parts:
-        with blame(f'--model {name}'):
-            model = reparameterize_model(model, inplace=True)
-    return model
 
 
 def count(model: nn.Module, img_size: int) -> Dict[str, float]:
@@ -99,13 +55,14 @@ class Workload:
     """A model with made-up images; its `step` is one of training, as in timm's benchmark.py, or of inference.
 
     Args:
-        model: As from `create`.
+        model: As from `variants.create`.
         setting: What to run.
     """
 
     def __init__(self, model: nn.Module, setting: Setting):
         device = torch.device(setting.device)
-        dtype, autocast = PRECISIONS[setting.precision]
+        precision = PRECISIONS[setting.precision]
+        dtype = precision.dtype
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         training = setting.mode == 'train'
         shape = (setting.batch_size, 3, setting.img_size, setting.img_size)
@@ -113,7 +70,7 @@ class Workload:
         self.model = model.to(device=device, dtype=dtype, memory_format=layout).train(training)
         self.images = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=layout)
         self.labels = torch.randint(model.num_classes, shape[:1], device=device)
-        self.autocast = partial(torch.autocast, device.type, autocast) if autocast else nullcontext
+        self.autocast = partial(precision.context, device.type)
         self.optimizer = create_optimizer_v2(model, opt='sgd', lr=1e-4) if training else None
         self.forward = self.model
         self.graphs = setting.torchcompile_mode in CUDA_GRAPHS
@@ -125,6 +82,7 @@ class Workload:
             )
 
     def step(self) -> None:
+        """One step of training or inference."""
         if self.optimizer is None:
             with torch.inference_mode(), self.autocast():
                 self.forward(self.images)
@@ -144,10 +102,14 @@ class Workload:
         self._synchronize()
         return (time.perf_counter() - start) / steps
 
-    def warm_up(self, seconds: float) -> int:
-        """Compile and tune; returns the number of steps that take about so many seconds."""
+    def prepare(self) -> None:
+        """Steps in which everything is compiled, tuned and allocated."""
         for _ in range(WARM_UP):
             self.step()
+
+    def warm_up(self, seconds: float) -> int:
+        """Prepare; returns the number of steps that take about so many seconds, at least one."""
+        self.prepare()
         steps = 1
         while (elapsed := steps * self.time(steps)) < seconds / 4:
             steps *= 2
@@ -156,7 +118,7 @@ class Workload:
     def memory(self) -> float:
         """Most bytes in use in a step: model, gradients, state of the optimizer, images and all in between.
 
-        Not known, and NaN, for CUDA graphs.
+        Steps come before it (`prepare`). Not known, and NaN, for CUDA graphs.
         """
         if self.graphs:
             return math.nan

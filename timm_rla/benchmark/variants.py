@@ -1,0 +1,128 @@
+"""Models by name: 'rla_resnet50+hidden_dim=128+folded' is a model of timm, with arguments, in one of its forms."""
+import ast
+import importlib.util
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+import torch
+import torch.nn as nn
+from timm.utils import reparameterize_model
+
+from ..common.errors import UserError
+from ..common.networks import build_model
+from ..models.blocks import RecurrentBlock
+from ..ops.gated_norm import set_form
+
+__all__ = ['FOLDED', 'REGIONAL', 'REGIONAL_BACKEND', 'SUFFIXES', 'TRITON', 'create', 'recurrent_blocks', 'suffixes']
+
+REGIONAL_BACKEND = 'inductor'
+
+
+def recurrent_blocks(model: nn.Module) -> List[RecurrentBlock]:
+    """Blocks with layer attention, none in a plain network."""
+    return [module for module in model.modules() if isinstance(module, RecurrentBlock)]
+
+
+def _ignore(*args: Any) -> None:
+    """A hook that only looks: a module that has one must be called."""
+
+
+def _fold(model: nn.Module) -> nn.Module:
+    return reparameterize_model(model, inplace=True)
+
+
+def _call_lstm(model: nn.Module) -> nn.Module:
+    model.lstm.register_forward_hook(_ignore)
+    return model
+
+
+def _call_norms(model: nn.Module) -> nn.Module:
+    for block in recurrent_blocks(model):
+        block.tail()[1].register_forward_hook(_ignore)
+    return model
+
+
+def _use_triton(model: nn.Module) -> nn.Module:
+    if importlib.util.find_spec('triton') is None:
+        raise UserError(f'+{TRITON}: triton is not installed')
+    set_form('triton')
+    return model
+
+
+def _compile_tails(model: nn.Module) -> nn.Module:
+    for block in recurrent_blocks(model):  # our own method, not a module's forward
+        block.attend = torch.compile(block.attend, backend=REGIONAL_BACKEND, dynamic=False, fullgraph=True)
+    return model
+
+
+class Suffix(NamedTuple):
+    """A form of a model."""
+    apply: Callable[[nn.Module], nn.Module]
+    help: str
+    resizes: bool = False  # changes what the model is, not only how it runs
+    plain_too: bool = False  # goes with networks without layer attention
+
+
+FOLDED, TRITON, REGIONAL = 'folded', 'triton', 'regional'
+SUFFIXES: Dict[str, Suffix] = {  # in the order in which they are applied
+    FOLDED: Suffix(_fold, "folded for inference by timm's reparameterize_model", resizes=True, plain_too=True),
+    'lstm_called': Suffix(_call_lstm, 'the LSTM is called as a module'),
+    'general': Suffix(_call_norms, 'the general form, where the last norm of each block is called as a module'),
+    TRITON: Suffix(_use_triton, 'by the Triton kernels in eager mode on a GPU'),
+    REGIONAL: Suffix(_compile_tails, 'torch.compile of what follows the last convolution of each block'),
+}
+
+
+def _parse(name: str) -> Tuple[str, Dict[str, Any], List[str]]:
+    """Model, arguments and suffixes.
+
+    Raises:
+        UserError: A part behind a plus is neither an argument nor a suffix.
+    """
+    base, *parts = name.split('+')
+    kwargs = {}
+    for part in parts:
+        key, equals, value = part.partition('=')
+        if equals:
+            kwargs[key] = _value(value)
+        elif part not in SUFFIXES:
+            raise UserError(f'--model {name}: {part!r} is neither KEY=VALUE nor one of {", ".join(SUFFIXES)}')
+    return base, kwargs, [suffix for suffix in SUFFIXES if suffix in parts]
+
+
+def _value(text: str) -> Any:
+    """As timm reads the values of --model-kwargs."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def suffixes(name: str) -> List[str]:
+    """The suffixes of a name, keys of `SUFFIXES` in that order.
+
+    Raises:
+        UserError: A part of the name is neither an argument nor a suffix.
+    """
+    return _parse(name)[2]
+
+
+def create(name: str, as_run: bool = True) -> nn.Module:
+    """Create a model, in eval mode on the CPU.
+
+    Args:
+        name: A model of timm, then arguments and suffixes, each after a plus, as 'rla_resnet50+hidden_dim=128+folded'.
+        as_run: Apply also the suffixes that do not change the model's size. 'triton' among them is a choice for the
+            whole process.
+
+    Raises:
+        UserError: No such model, argument or suffix, or one that the model cannot have.
+    """
+    base, kwargs, chosen = _parse(name)
+    model = build_model(base, kwargs).eval()
+    for key in chosen:
+        suffix = SUFFIXES[key]
+        if not suffix.plain_too and not recurrent_blocks(model):
+            raise UserError(f'--model {name}: {key!r} is only for networks with layer attention')
+        if as_run or suffix.resizes:
+            model = suffix.apply(model)
+    return model

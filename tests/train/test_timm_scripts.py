@@ -116,3 +116,15 @@ def test_arguments_of_a_run_of_timm_are_a_config(data, tmp_path):
     train('timm', data, tmp_path, '--epochs', '1')
     args = parse(train_parser(), ['--config', str(tmp_path / 'timm' / 'args.yaml')])
     assert args.model == 'rla_resnet20_cifar' and args.epochs == 1
+
+
+@pytest.mark.parametrize('model', ['rla_resnet20_cifar', 'rla_seresnet20_cifar', 'rla_vector_resnet20_cifar'])
+def test_scripts_of_timm_with_torchscript(data, tmp_path, model):
+    options = ['--model', model, '--epochs', '1', '--torchscript']
+    row, = train('timm', data, tmp_path, *options)
+    options = ['--data-dir', data, '--device', 'cpu', '--img-size', '16', '--num-classes', '10', '--model', model,
+               '--checkpoint', tmp_path / 'timm' / 'last.pth.tar', '--torchscript', '--workers', '1']
+    result = json.loads(call(CHECKOUT / 'validate.py', *options).split('--result')[-1])
+    assert result['top1'] == pytest.approx(row['eval_top1'], abs=1e-2)
+    call(CHECKOUT / 'benchmark.py', '--model', model, '--device', 'cpu', '--img-size', '16', '-b', '2', '--bench',
+         'both', '--num-bench-iter', '10', '--num-warm-iter', '1', '--torchscript')

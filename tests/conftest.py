@@ -7,8 +7,8 @@ import hub_server  # noqa: F401  first of all: it sets what huggingface_hub read
 import pytest
 import torch
 
-from timm_rla import fused
-from timm_rla.quickstart import write_digits
+from timm_rla.commands.quickstart import write_digits
+from timm_rla.ops.gated_norm import form, set_form
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
@@ -49,6 +49,7 @@ def forget_compiled():
 
 @pytest.fixture(autouse=True)
 def restore_form():
-    """The form of the blocks that a test has chosen ends with it."""
+    """The form of the gated norm that a test has chosen ends with it."""
+    before = form()
     yield
-    fused.set_fused('on')
+    set_form(before)

@@ -1,24 +1,11 @@
 import pytest
 import torch
+from helpers import assert_close, randn
 from reference import resample
 
-from timm_rla.layers import (
-    CONTEXTS,
-    Context,
-    LayerAttention,
-    resample_context,
-    scale_and_add,
-)
+from timm_rla.layers import CONTEXTS, Context, LayerAttention, resample_context
 
-B, M = 3, 5
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def assert_close(actual, expected, tol=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
+B = 3
 
 
 @pytest.mark.parametrize('channels, context_dim', [
@@ -45,16 +32,6 @@ def test_resample_context_is_group_mean_or_nearest_repeat():
 def test_resample_context_gradient(channels, context_dim):
     x = randn(2, channels).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: resample_context(x, channels, context_dim), x)
-
-
-@pytest.mark.parametrize('out_dim', [1, 4])
-def test_scale_and_add(out_dim):
-    x, attention, shortcut = randn(B, 4, 2, 3), randn(B, out_dim, seed=1), randn(B, 4, 2, 3, seed=2)
-    y = scale_and_add(x, attention, shortcut)
-    assert y.shape == x.shape
-    for b in range(B):
-        for c in range(4):
-            assert_close(y[b, c], shortcut[b, c] + x[b, c] * attention[b, c if out_dim > 1 else 0], tol=1e-15)
 
 
 @pytest.mark.parametrize('channels, context_dim', [(32, 32), (32, 8), (32, 64), (32, 20), (20, 32), (8, 8)])

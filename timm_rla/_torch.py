@@ -5,7 +5,12 @@ import torch
 import torch.nn as nn
 from torch.nn.modules import module as global_hooks
 
-__all__ = ['in_plain_eager_mode', 'is_hooked', 'needs_operators']
+__all__ = ['in_functorch_transform', 'in_plain_eager_mode', 'is_hooked', 'needs_operators']
+
+
+def in_functorch_transform() -> bool:
+    """True under torch.func's vmap, grad and the like."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def in_plain_eager_mode(x: torch.Tensor) -> bool:
@@ -14,7 +19,7 @@ def in_plain_eager_mode(x: torch.Tensor) -> bool:
         type(x) in (torch.Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
+        and not in_functorch_transform()
         and torch.autograd.forward_ad._current_level < 0
     )
 

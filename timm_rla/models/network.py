@@ -17,7 +17,8 @@ from timm.layers import LayerType
 from timm.models.resnet import ResNet
 
 from .._timm import feature_take_indices
-from ..ops.lstm import CellWeights, LSTMState, step_function
+from ..ops.lstm import CellWeights, FoldedCell, LSTMState, step_function
+from ..ops.vanilla import is_vanilla
 from .blocks import RecurrentBlock, RecurrentStage
 from .fold import Folder, fold
 
@@ -196,9 +197,26 @@ class RecurrentLayerAttention(nn.Module):
         """The LSTM for one forward pass: the module, or what computes the same (`ops.lstm.step_function`)."""
         if not torch.jit.is_scripting():
             return step_function(self.lstm)
-        if self.folded:
+        if self.lstm is None:  # no block is left to take a step
+            return CellWeights(None, torch.empty(0), None)
+        elif self.folded:
             return CellWeights(None, self.lstm.weight_hh, None)
-        return CellWeights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih + self.lstm.bias_hh)
+        else:  # of three branches TorchScript compiles one
+            return CellWeights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih + self.lstm.bias_hh)
+
+    @torch.jit.unused
+    def __prepare_scriptable__(self) -> 'RecurrentLayerAttention':
+        """Called by torch.jit.script, which can compile the formula of the LSTM but not pass on the module.
+
+        Raises:
+            RuntimeError: The LSTM is not what the formula computes.
+        """
+        kind = FoldedCell if self.folded else nn.LSTMCell
+        if self.lstm is not None and not is_vanilla(self.lstm, kind):
+            raise RuntimeError(
+                f'TorchScript takes the LSTM only as a plain {kind.__name__} without hooks, not as '
+                f'{type(self.lstm).__name__}: unchanged, unpruned and without parametrizations')
+        return self
 
     def stem(self, x: torch.Tensor) -> torch.Tensor:
         """All before the pooling in front of the first stage: [B, in_chans, H, W] -> [B, C, H', W']"""

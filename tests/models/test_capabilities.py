@@ -9,7 +9,7 @@ import timm
 import torch
 import torch._dynamo.testing
 import torch.nn as nn
-from test_models import assert_equal_up_to_rounding, is_extra, randomise
+from helpers import TWO_BLOCKS, assert_same, gradients, images, is_extra, randomise
 from timm.layers import SplitBatchNorm2d, convert_splitbn_model, convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.models import group_modules, group_parameters, load_checkpoint, model_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
@@ -46,30 +46,6 @@ def create(family, **kwargs):
 def plain(**kwargs):
     """timm's own model, which sets the standard."""
     return timm.create_model('resnet18', **dict(SMALL, **kwargs)).eval()
-
-
-def images(batch_size=4, in_chans=3, size=(64, 96), seed=1):
-    return torch.randn(batch_size, in_chans, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def gradients(model, x):
-    """Of a loss that is a mean over the images."""
-    model.zero_grad()
-    model(x).float().square().mean().backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(actual, expected, tol=0.):
-    """Tensors, or lists or dicts of them, equal up to `tol` times the largest entry."""
-    if isinstance(expected, dict):
-        assert list(actual) == list(expected)
-        actual, expected = list(actual.values()), list(expected.values())
-    if isinstance(expected, torch.Tensor):
-        actual, expected = [actual], [expected]
-    assert len(actual) == len(expected)
-    for a, e in zip(actual, expected):
-        assert a.shape == e.shape
-        assert_equal_up_to_rounding(a, e, tol)
 
 
 def assert_same_logits(model, expected, tol=0., **kwargs):
@@ -148,8 +124,8 @@ def test_forward_intermediates(model, indices, norm):
     dict(indices='layer1'), dict(output_fmt='NHWC'), dict(output_fmt='NLC'), dict(norms=True),
 ], ids=str)
 def test_errors_of_forward_intermediates(model, kwargs):
-    theirs = error_of(lambda: plain().forward_intermediates(images(1), **kwargs))
-    ours = error_of(lambda: model.forward_intermediates(images(1), **kwargs))
+    theirs = error_of(lambda: plain().forward_intermediates(images(batch_size=1), **kwargs))
+    ours = error_of(lambda: model.forward_intermediates(images(batch_size=1), **kwargs))
     assert theirs is not None
     assert ours == (theirs[0], theirs[1].replace('ResNet.', 'RecurrentLayerAttention.'))
 
@@ -203,10 +179,10 @@ def test_in_chans(family, in_chans):
 
 @pytest.mark.parametrize('size', [(1, 1), (31, 33), (64, 64), (65, 127), (224, 40)], ids=str)
 def test_input_size(model, size):
-    features = model.forward_intermediates(images(2, size=size), intermediates_only=True)
-    expected = plain().forward_intermediates(images(2, size=size), intermediates_only=True)
+    features = model.forward_intermediates(images(batch_size=2, size=size), intermediates_only=True)
+    expected = plain().forward_intermediates(images(batch_size=2, size=size), intermediates_only=True)
     assert [f.shape[2:] for f in features] == [f.shape[2:] for f in expected]
-    assert model(images(2, size=size)).isfinite().all()
+    assert model(images(batch_size=2, size=size)).isfinite().all()
 
 
 @pytest.mark.parametrize('changes', [dict(in_chans=1, num_classes=7), dict(in_chans=5, num_classes=3)], ids=str)
@@ -256,7 +232,8 @@ def kept_for_backward(model, x):
 
 
 def test_grad_checkpointing_saves_memory(family):
-    model, x = timm.create_model(family).train(), images(2)  # at full depth, else the stem takes most of the memory
+    # At full depth, else the stem takes most of the memory
+    model, x = timm.create_model(family).train(), images(batch_size=2)
     everything = kept_for_backward(model, x)
     model.set_grad_checkpointing()
     assert kept_for_backward(model, x) < (0.36 if 'resnet50' in family else 0.55) * everything
@@ -437,8 +414,8 @@ def test_channels_last(family, training):
 
 @pytest.fixture
 def shallow(family):
-    """One block for each stage, since capturing takes a time that grows with the number of blocks."""
-    return create(family, layers=(1, 1, 1, 1)).double().eval()
+    """Two blocks, since capturing takes a time that grows with their number."""
+    return create(family, **TWO_BLOCKS).double().eval()
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -456,7 +433,7 @@ def test_compile_for_any_batch_size(shallow):
     counter, compiled, graphs = torch._dynamo.testing.CompileCounter(), copy.deepcopy(shallow), []
     compiled.compile(backend=counter, fullgraph=True, dynamic=True)
     for batch_size in (2, 3, 5):
-        x = images(batch_size).double()
+        x = images(batch_size=batch_size).double()
         assert_same(gradients(compiled, x), gradients(shallow, x), 1e-10)
         graphs.append(counter.frame_count)
     assert graphs == graphs[:1] * 3
@@ -465,9 +442,9 @@ def test_compile_for_any_batch_size(shallow):
 def test_export(shallow):
     auto = torch.export.Dim.AUTO
     shapes = ({0: auto, 2: auto, 3: auto},)
-    program = torch.export.export(shallow, (images(2).double(),), dynamic_shapes=shapes).module()
+    program = torch.export.export(shallow, (images(batch_size=2).double(),), dynamic_shapes=shapes).module()
     for batch_size, size in ((1, (64, 96)), (3, (64, 96)), (5, (97, 50)), (2, (224, 224))):
-        x = images(batch_size, size=size).double()
+        x = images(batch_size=batch_size, size=size).double()
         assert_same(program(x), shallow(x), 1e-12)
 
 
@@ -477,10 +454,10 @@ def test_onnx(shallow):
     onnxruntime = pytest.importorskip('onnxruntime')
     model = shallow.float()
     program = torch.onnx.export(
-        model, (images(2),), dynamo=True, dynamic_shapes=({0: torch.export.Dim.AUTO},), verbose=False)
+        model, (images(batch_size=2),), dynamo=True, dynamic_shapes=({0: torch.export.Dim.AUTO},), verbose=False)
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     for batch_size in (1, 2, 5):
-        x = images(batch_size)
+        x = images(batch_size=batch_size)
         logits, = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         assert_same(torch.from_numpy(logits), model(x), 1e-5)
 
@@ -515,7 +492,7 @@ def test_jit_script(family, training):
 
 @DEPRECATED
 def test_jit_trace(model):
-    traced = torch.jit.trace(model, images(2))
+    traced = torch.jit.trace(model, images(batch_size=2))
     for kwargs in (dict(batch_size=2), dict(batch_size=5), dict(batch_size=3, size=(71, 50))):
         assert_same_logits(traced, model, 1e-5, **kwargs)
 

@@ -4,7 +4,7 @@ import timm
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_rla import fused
+from timm_rla.ops.gated_norm import set_form
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 FORMS = [('off', {}), ('on', {}), ('on', dict(context='gmp')), ('on', dict(context='gap_mlp')),
@@ -41,7 +41,7 @@ def test_what_waits_is_found():
 
 @pytest.mark.parametrize('form, kwargs', FORMS, ids=str)
 def test_no_value_is_asked_for(form, kwargs):
-    fused.set_fused(form)
+    set_form(form)
     model, x = small_model(**kwargs)
     with NoValues():
         train_and_infer(model, x)
@@ -50,7 +50,7 @@ def test_no_value_is_asked_for(form, kwargs):
 @needs_gpu
 @pytest.mark.parametrize('form, kwargs', [*FORMS, ('triton', {}), ('triton', dict(vector=True))], ids=str)
 def test_no_synchronization_on_a_gpu(form, kwargs):
-    fused.set_fused(form)
+    set_form(form)
     model, x = small_model(device='cuda', **kwargs)
     train_and_infer(model, x)  # libraries set up what they need at the first call
     torch.cuda.set_sync_debug_mode('error')
@@ -63,7 +63,7 @@ def test_no_synchronization_on_a_gpu(form, kwargs):
 @needs_gpu
 @pytest.mark.parametrize('form', ['off', 'on', 'triton'])
 def test_a_cuda_graph_captures_a_training_step(form):
-    fused.set_fused(form)
+    set_form(form)
     model, x = small_model(device='cuda')
     model.train()
     stream = torch.cuda.Stream()

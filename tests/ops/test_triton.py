@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from timm_rla.kernels import triton as kernels
+from timm_rla.ops.gated_norm import triton as kernels
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
 
@@ -29,7 +29,7 @@ import sys
 import torch
 import triton
 import triton.language as tl
-from timm_rla.kernels import triton as kernels
+from timm_rla.ops.gated_norm import triton as kernels
 
 @triton.jit
 def copy(x, y):
@@ -52,8 +52,7 @@ torch.save(results, sys.argv[2])
 
 NETWORK = '''
 import timm
-from timm_rla import fused
-from timm_rla.kernels import cpu
+from timm_rla.ops.gated_norm import cpu, fused
 
 torch.manual_seed(0)
 args = dict(layers=(1, 1, 1, 1), channels=(4, 8, 8, 8), hidden_dim=4, reduction=1, num_classes=3, zero_init_last=False)
@@ -61,18 +60,12 @@ model = timm.create_model('rla_resnet50', **args).double()
 x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
 gradients, calls = [], []
 for passes in cpu, kernels:
-    fused._passes = lambda z: calls.append(passes) or passes
+    fused._eager_passes = lambda z: calls.append(passes) or passes
     model.zero_grad()
     model(x).square().sum().backward()
     gradients.append([p.grad for p in model.parameters()])
 assert calls == [cpu] * 4 + [kernels] * 4
 torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
-
-expected = model.eval()(x)
-calls.clear()
-with torch.no_grad():
-    torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
-assert calls == [kernels] * 4
 '''
 
 COMPILE = '''
@@ -80,7 +73,7 @@ import sys
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from timm_rla.kernels import triton as kernels
+from timm_rla.ops.gated_norm import triton as kernels
 
 class Driver:
     """What Triton asks of a driver before it compiles."""
@@ -158,10 +151,11 @@ def sample(shape, dtype, memory_format, offset=0.):
 
 def cases():
     """Tile in bytes, least number of tiles in a part, arguments."""
-    for dtype in DTYPES:
-        for memory_format in FORMATS:
-            for shape in SHAPES:
-                yield kernels.TILE, kernels.MIN_TILES, sample(shape, dtype, memory_format)
+    for memory_format in FORMATS:
+        for dtype in DTYPES:
+            yield kernels.TILE, kernels.MIN_TILES, sample(SHAPES[0], dtype, memory_format)
+        for shape in SHAPES[1:]:
+            yield kernels.TILE, kernels.MIN_TILES, sample(shape, torch.float32, memory_format)
     # Several tiles for a program, several programs along H and W, last ones that are not full; a mean far from zero
     for dtype, offset in ((torch.bfloat16, 0.), (torch.float32, 300.)):
         for memory_format in FORMATS:
@@ -218,7 +212,7 @@ def test_interpreted(tmp_path):
 
 @needs_triton
 def test_interpreted_network():
-    """Gradients of a network are those by the passes for a CPU, its output in evaluation that of the general form."""
+    """Gradients of a network are those by the passes for a CPU."""
     interpret(NETWORK)
 
 
@@ -288,9 +282,9 @@ def test_without_triton():
     process = run('''
 import sys
 import timm_rla, torch
-assert 'timm_rla.kernels.triton' not in sys.modules
+assert 'timm_rla.ops.gated_norm.triton' not in sys.modules
 sys.modules['triton'] = None
-from timm_rla.kernels import triton as kernels
+from timm_rla.ops.gated_norm import triton as kernels
 assert kernels.triton is None
 assert not kernels.available(torch.zeros(2, 3, 4, 5))
 ''')

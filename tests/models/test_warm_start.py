@@ -5,31 +5,23 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers import randn, randomise
 from timm.data import resolve_model_data_config
 from timm.models.resnet import Bottleneck, ResNet
 
-from timm_rla.fused import set_fused
-from timm_rla.models import resnet as entry_points
+from timm_rla.models import registry
+from timm_rla.ops.gated_norm import set_form
 
 PAIRS = sorted({name.split('.')[0] for name in timm.list_pretrained('rla_*')})
-SOURCES = entry_points._SOURCES
-
-
-def randomize(model):
-    """Statistics and weights of norms that are nowhere trivial: as in a trained network, none is zero or one."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.normal_(0, 0.2, generator=generator)
-            module.running_mean.normal_(0, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 2, generator=generator)
-    return model
+SOURCES = registry._SOURCES
+SMALL = dict(layers=(1, 2, 1, 1), channels=(16, 16, 32, 32))
+FULL_SIZE = ('rla_resnet18', 'rla_resnet50')
+IMAGES = randn(2, 3, 64, 64, dtype=torch.float32)
 
 
 def source_of(name, **kwargs):
     torch.manual_seed(0)
-    return randomize(timm.create_model(SOURCES[name], **kwargs))
+    return randomise(timm.create_model(SOURCES[name], **kwargs))
 
 
 def warm(name, state_dict, **kwargs):
@@ -43,9 +35,8 @@ def test_tags_cover_the_networks_with_hosted_weights():
 @pytest.fixture(params=['off', 'on'])
 def form(request):
     """The general and the fused form of the blocks in training."""
-    set_fused(request.param)
-    yield request.param
-    set_fused('on')
+    set_form(request.param)
+    return request.param
 
 
 def assert_same_logits(model, source, images, form):
@@ -65,9 +56,10 @@ def assert_same_logits(model, source, images, form):
 
 @pytest.mark.parametrize('name', PAIRS)
 def test_logits_are_bit_for_bit_those_of_the_source(name, form):
-    source = source_of(name)
-    model = warm(name, source.state_dict())
-    assert_same_logits(model, source, torch.randn(2, 3, 64, 64), form)
+    size = {} if name in FULL_SIZE else SMALL
+    source = source_of(name, **size)
+    model = warm(name, source.state_dict(), **size)
+    assert_same_logits(model, source, IMAGES, form)
     buffers = dict(model.named_buffers())
     for key, buffer in source.named_buffers():
         if form == 'off':
@@ -78,10 +70,10 @@ def test_logits_are_bit_for_bit_those_of_the_source(name, form):
 
 @pytest.mark.parametrize('name', ['rla_resnet18', 'rla_seresnet50', 'rla_vector_resnet18'])
 def test_one_step_changes_the_attention(name):
-    model = warm(name, source_of(name).state_dict())
+    model = warm(name, source_of(name, **SMALL).state_dict(), **SMALL)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    model(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    model(IMAGES).square().mean().backward()
     optimizer.step()
     heads = [key for key in before if key.endswith('attention.fc2.weight')]
     assert len(heads) == sum(len(getattr(model, f'layer{i}')) for i in range(1, 5))
@@ -91,17 +83,16 @@ def test_one_step_changes_the_attention(name):
 
 def test_torchvision():
     torch.manual_seed(0)
-    source = randomize(torchvision.models.resnet50()).eval()
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(warm('rla_resnet50', source.state_dict()).eval()(images), source(images))
+    source = randomise(torchvision.models.resnet50()).eval()
+    assert torch.equal(warm('rla_resnet50', source.state_dict()).eval()(IMAGES), source(IMAGES))
 
 
 @pytest.mark.parametrize('attn_layer', ['eca', 'ese', 'se'])
 def test_other_intra_layer_attention(attn_layer, form):
     torch.manual_seed(0)
-    source = randomize(ResNet(Bottleneck, (1, 1, 1, 1), block_args=dict(attn_layer=attn_layer)))
+    source = randomise(ResNet(Bottleneck, (1, 1, 1, 1), block_args=dict(attn_layer=attn_layer)))
     model = warm('rla_resnet50', source.state_dict(), layers=(1, 1, 1, 1), attn_layer=attn_layer)
-    assert_same_logits(model, source, torch.randn(2, 3, 64, 64), form)
+    assert_same_logits(model, source, IMAGES, form)
 
 
 def test_attention_that_has_no_exact_form_is_an_error():
@@ -112,27 +103,26 @@ def test_attention_that_has_no_exact_form_is_an_error():
 
 @pytest.mark.parametrize('context', ['gmp', 'gap_mlp'])
 def test_other_contexts(context):
-    source = source_of('rla_resnet18').eval()
-    model = warm('rla_resnet18', source.state_dict(), context=context, hidden_dim=16, reduction=4).eval()
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(model(images), source(images))
+    source = source_of('rla_resnet18', **SMALL).eval()
+    model = warm('rla_resnet18', source.state_dict(), context=context, hidden_dim=16, reduction=4, **SMALL).eval()
+    assert torch.equal(model(IMAGES), source(IMAGES))
     with torch.no_grad():
-        assert torch.equal(model(images), source(images))
+        assert torch.equal(model(IMAGES), source(IMAGES))
 
 
 def test_a_checkpoint_of_an_rla_network_is_taken_as_it_is(tmp_path):
-    trained = randomize(timm.create_model('rla_resnet18')).eval()
+    torch.manual_seed(0)
+    trained = randomise(timm.create_model('rla_resnet18', **SMALL)).eval()
     torch.save({'state_dict': trained.state_dict()}, tmp_path / 'trained.pth')
-    model = timm.create_model(
-        'rla_resnet18', pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'trained.pth'))).eval()
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(model(images), trained(images))
+    overlay = dict(file=str(tmp_path / 'trained.pth'))
+    model = timm.create_model('rla_resnet18', pretrained=True, pretrained_cfg_overlay=overlay, **SMALL).eval()
+    assert torch.equal(model(IMAGES), trained(IMAGES))
 
 
 def test_other_number_of_classes_and_channels():
-    source = source_of('rla_resnet18').eval()
-    model = warm('rla_resnet18', source.state_dict(), num_classes=10, in_chans=1).eval()
-    grey = torch.randn(2, 1, 64, 64)
+    source = source_of('rla_resnet18', **SMALL).eval()
+    model = warm('rla_resnet18', source.state_dict(), num_classes=10, in_chans=1, **SMALL).eval()
+    grey = IMAGES[:, :1]
     # timm sums the weights of the three channels, in another order than a convolution does
     expected = source.forward_features(grey.expand(-1, 3, -1, -1))
     torch.testing.assert_close(model.forward_features(grey), expected, rtol=1e-4, atol=1e-4)
@@ -140,17 +130,16 @@ def test_other_number_of_classes_and_channels():
 
 
 def test_features_only():
-    source = source_of('rla_resnet18').eval()
-    model = warm('rla_resnet18', source.state_dict(), features_only=True, out_indices=(1, 3)).eval()
-    images = torch.randn(2, 3, 64, 64)
-    expected = source.forward_intermediates(images, (1, 3), intermediates_only=True)
-    assert all(torch.equal(a, b) for a, b in zip(model(images), expected))
+    source = source_of('rla_resnet18', **SMALL).eval()
+    model = warm('rla_resnet18', source.state_dict(), features_only=True, out_indices=(1, 3), **SMALL).eval()
+    expected = source.forward_intermediates(IMAGES, (1, 3), intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(model(IMAGES), expected))
 
 
 def test_source_is_not_changed():
-    state_dict = source_of('rla_resnet18').state_dict()
+    state_dict = source_of('rla_resnet18', **SMALL).state_dict()
     before = {key: value.clone() for key, value in state_dict.items()}
-    warm('rla_resnet18', state_dict, num_classes=10)
+    warm('rla_resnet18', state_dict, num_classes=10, **SMALL)
     assert state_dict.keys() >= before.keys() - {'fc.weight', 'fc.bias'}
     assert all(torch.equal(state_dict[key], before[key]) for key in state_dict)
 
@@ -165,16 +154,16 @@ def test_source_is_not_changed():
     ('rla_resnet18', 'vgg11', 'missing bn1'),
 ])
 def test_weights_of_another_network(name, source, words, num_classes):
-    state_dict = timm.create_model(source, num_classes=1000).state_dict()
-    with pytest.raises(RuntimeError, match=f'neither those of this network .*{words}'):
-        warm(name, state_dict, num_classes=num_classes)
+    with torch.device('meta'):
+        state_dict = timm.create_model(source, num_classes=1000).state_dict()
+        with pytest.raises(RuntimeError, match=f'neither those of this network .*{words}'):
+            warm(name, state_dict, num_classes=num_classes)
 
 
 def test_old_checkpoints_without_counters():
-    source = source_of('rla_resnet18').eval()
+    source = source_of('rla_resnet18', **SMALL).eval()
     state_dict = {key: value for key, value in source.state_dict().items() if 'num_batches_tracked' not in key}
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(warm('rla_resnet18', state_dict).eval()(images), source(images))
+    assert torch.equal(warm('rla_resnet18', state_dict, **SMALL).eval()(IMAGES), source(IMAGES))
 
 
 @pytest.mark.parametrize('tag', timm.list_pretrained('rla_*'))
@@ -195,5 +184,5 @@ def test_tag(tag):
 
 def test_log_says_that_the_attention_is_untrained(caplog):
     with caplog.at_level(logging.INFO, logger='timm_rla'):
-        warm('rla_resnet18', source_of('rla_resnet18').state_dict())
+        warm('rla_resnet18', source_of('rla_resnet18', **SMALL).state_dict(), **SMALL)
     assert 'untrained' in caplog.text

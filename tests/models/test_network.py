@@ -1,3 +1,4 @@
+"""The networks against a reference that is written from the paper, their parameters, and timm's options."""
 from collections import Counter
 from functools import partial
 
@@ -6,29 +7,15 @@ import reference
 import timm
 import torch
 import torch.nn as nn
+from helpers import LAYOUTS, VARIANTS, assert_equal_up_to_rounding, images, is_extra, randomise, tiny_model
 from timm.layers import BlurPool2d, DropPath, GatherExcite
 
 from timm_rla.layers import CONTEXTS
 from timm_rla.models.cifar import PaddedShortcut
-from timm_rla.models.rla import default_context_dim
+from timm_rla.models.network import default_context_dim
 
 MODELS = timm.list_models(['rla*', '*_cifar'])
 RLA_MODELS = [name for name in MODELS if name.startswith('rla_')]
-
-# Small networks of each layout: model name, arguments that make it small, arguments of the reference. Two blocks in
-# one stage, so that a block without a change of shape is there, and N = 20 or 24, which divides no width.
-TINY = dict(layers=(1, 2, 1, 1), channels=(8, 16, 32, 64), num_classes=7, hidden_dim=16, reduction=4)
-LAYOUTS = {
-    'basic': ('rla_resnet18', dict(TINY, context_dim=20), dict(layers=TINY['layers'])),
-    'bottleneck': ('rla_resnet50', dict(TINY, context_dim=24), dict(layers=TINY['layers'], bottleneck=True)),
-    'cifar': ('rla_resnet20_cifar', dict(num_classes=7), dict(layers=(3, 3, 3), cifar=True)),
-}
-VARIANTS = {  # arguments of the model, arguments of the reference
-    'rla': ({}, {}),
-    'rla_se': (dict(attn_layer='se'), dict(se=True)),
-    'rla_vector': (dict(vector=True), dict(vector=True)),
-}
-IMAGE_SIZES = {'basic': 64, 'bottleneck': 64, 'cifar': 16}
 
 
 def num_params(name, **kwargs):
@@ -37,45 +24,6 @@ def num_params(name, **kwargs):
 
 def backbone_name(name):
     return name.removeprefix('rla_').removeprefix('vector_')
-
-
-def is_extra(key):
-    """Whether a parameter is one of those that layer attention adds."""
-    return key.startswith('lstm.') or '.attention.' in key or '.context.' in key
-
-
-def tiny_model(layout, variant='rla', dtype=torch.float32, **kwargs):
-    name, model_args, _ = LAYOUTS[layout]
-    torch.manual_seed(0)
-    model = timm.create_model(name, **dict(model_args, **VARIANTS[variant][0]), **kwargs)
-    return randomise(model).to(dtype)
-
-
-def randomise(model):
-    """Random norm layers, as timm starts each residual branch at zero, and attentions that differ visibly."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.5)
-            nn.init.normal_(module.running_mean, std=0.5)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-        elif isinstance(module, nn.Linear) and is_extra(name + '.'):
-            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
-            nn.init.normal_(module.bias, std=0.5)
-    for p in model.lstm.parameters():
-        nn.init.normal_(p, std=0.3)
-    return model
-
-
-def images(layout, dtype=torch.float32, batch_size=4, in_chans=3):
-    generator = torch.Generator().manual_seed(1)
-    size = IMAGE_SIZES[layout]
-    return torch.randn(batch_size, in_chans, size, size + 16, generator=generator, dtype=dtype)
-
-
-def assert_equal_up_to_rounding(actual, expected, tol):
-    # Relative to the largest entry: rounding errors of a sum grow with its terms, not with what is left of them.
-    assert (actual - expected).abs().max() <= tol * expected.abs().max()
 
 
 # Parameter counts --------------------------------------------------------------------------------------------------
@@ -189,22 +137,43 @@ def test_context_dim_of_models(name, kwargs, context_dim):
 
 # Forward and backward ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('dtype, training, tol', [
-    (torch.float32, False, 1e-6),
-    (torch.float32, True, 5e-6),  # the last stage normalises by deviations over 24 values, some small: errors grow
-    (torch.float64, False, 1e-12),
-    (torch.float64, True, 1e-12),
-], ids=['float32-eval', 'float32-train', 'float64-eval', 'float64-train'])
+def reference_logits(model, params, x, layout, variant, context='gap'):
+    flags = dict(LAYOUTS[layout][2], **VARIANTS[variant][1], context=context, training=model.training)
+    return reference.logits(params, x, **flags)
+
+
+def modes(training):
+    """With and without gradients, as far as there are ways of a forward pass that differ."""
+    return (torch.enable_grad, torch.no_grad) if training else (torch.enable_grad, torch.no_grad, torch.inference_mode)
+
+
 @pytest.mark.parametrize('context', CONTEXTS)
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_logits_equal_reference(layout, variant, context, dtype, training, tol):
-    model = tiny_model(layout, variant, dtype, context=context).train(training)
-    x = images(layout, dtype)
-    flags = dict(LAYOUTS[layout][2], **VARIANTS[variant][1], context=context, training=training)
+def test_logits_equal_reference(layout, variant, context):
+    x = images(layout, torch.float64)
+    for training in False, True:
+        model = tiny_model(layout, variant, torch.float64, context=context).train(training)
+        expected = reference_logits(model, model.state_dict(), x, layout, variant, context)
+        for mode in modes(training):
+            with mode():
+                assert_equal_up_to_rounding(model(x), expected, 1e-12)
+
+
+@pytest.mark.parametrize('training, tol', [
+    (False, 1e-6),
+    (True, 5e-6),  # the last stage normalises by deviations over 24 values, some small: errors grow
+])
+@pytest.mark.parametrize('context', ['gap', 'gmp_mlp'])
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_logits_equal_reference_in_single_precision(layout, variant, context, training, tol):
+    model, x = tiny_model(layout, variant, context=context).train(training), images(layout)
     params = {name: value.double() for name, value in model.state_dict().items()}  # the reference adds no rounding
-    with torch.no_grad():
-        assert_equal_up_to_rounding(model(x), reference.logits(params, x.double(), **flags), tol)
+    expected = reference_logits(model, params, x.double(), layout, variant, context)
+    for mode in modes(training):
+        with mode():
+            assert_equal_up_to_rounding(model(x), expected, tol)
 
 
 @pytest.mark.parametrize('name', ['rla_resnet18', 'rla_resnet50', 'rla_seresnet20_cifar', 'rla_vector_resnet20_cifar'])
@@ -234,11 +203,10 @@ def test_nothing_stays_between_calls(layout):
         assert torch.equal(model(x), first)
 
 
-@pytest.mark.parametrize('context', CONTEXTS)
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_gradients_reach_every_parameter(layout, variant, context):
-    model = tiny_model(layout, variant, torch.float64, context=context).train()
+def test_gradients_reach_every_parameter(layout, variant):
+    model = tiny_model(layout, variant, torch.float64, context='gap_mlp')
     for name, p in model.named_parameters():
         # Keep every ReLU of a head alive: it can be the only one of its layer.
         if name.endswith('fc1.weight'):
@@ -250,13 +218,15 @@ def test_gradients_reach_every_parameter(layout, variant, context):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
 
 
+@pytest.mark.parametrize('context', CONTEXTS)
+@pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_gradients_equal_reference(layout):
-    model = tiny_model(layout, 'rla_se', torch.float64).train()
+def test_gradients_equal_reference(layout, variant, context):
+    model = tiny_model(layout, variant, torch.float64, context=context)
     x = images(layout, torch.float64)
     params = dict(model.named_parameters())
     actual = torch.autograd.grad(model(x).square().sum(), list(params.values()))
-    logits = reference.logits(params, x, se=True, training=True, **LAYOUTS[layout][2])
+    logits = reference_logits(model, params, x, layout, variant, context)
     expected = torch.autograd.grad(logits.square().sum(), list(params.values()))
     for a, e in zip(actual, expected, strict=True):
         assert_equal_up_to_rounding(a, e, 1e-10)
@@ -333,9 +303,9 @@ def test_drop_path_drops_the_branch_and_not_the_state(layout):
     block.drop_path.scale_by_keep = False
     channels = block.conv1.in_channels
     x = torch.rand(2, channels, 4, 4)  # not negative, so that the last activation lets it pass
-    y, state = block(x, None, model.lstm_weights(2)[0])
+    y, state = block(x, None, model.step())
     assert torch.equal(y, x)
-    assert state.h.abs().min() > 0
+    assert state[0].abs().min() > 0
 
 
 @pytest.mark.parametrize('layout, kwargs, reductions', [

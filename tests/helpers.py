@@ -1,0 +1,104 @@
+"""What several test files share: small networks, images, comparisons."""
+import timm
+import torch
+import torch.nn as nn
+
+from timm_rla.models.blocks import RecurrentBlock
+
+# Small networks of each layout: model name, arguments that make it small, arguments of the reference. Two blocks in
+# one stage, so that a block without a change of shape is there, and N = 20 or 24, which divides no width.
+TINY = dict(layers=(1, 2, 1, 1), channels=(8, 16, 32, 64), num_classes=7, hidden_dim=16, reduction=4)
+LAYOUTS = {
+    'basic': ('rla_resnet18', dict(TINY, context_dim=20), dict(layers=TINY['layers'])),
+    'bottleneck': ('rla_resnet50', dict(TINY, context_dim=24), dict(layers=TINY['layers'], bottleneck=True)),
+    'cifar': ('rla_resnet20_cifar', dict(num_classes=7), dict(layers=(3, 3, 3), cifar=True)),
+}
+VARIANTS = {  # arguments of the model, arguments of the reference
+    'rla': ({}, {}),
+    'rla_se': (dict(attn_layer='se'), dict(se=True)),
+    'rla_vector': (dict(vector=True), dict(vector=True)),
+}
+TWO_BLOCKS = dict(layers=(2, 0, 0, 0), channels=(8, 8, 8, 8))  # for compilers, whose time grows with the blocks
+IMAGE_SIZES = {'basic': (64, 96), 'bottleneck': (64, 96), 'cifar': (16, 24)}
+
+
+def is_extra(key):
+    """Whether a parameter is one of those that layer attention adds."""
+    return key.startswith('lstm.') or '.attention.' in key or '.context.' in key
+
+
+def tiny_model(layout, variant='rla', dtype=torch.float32, **kwargs):
+    """Network of a layout and variant, in training mode."""
+    name, model_args, _ = LAYOUTS[layout]
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**model_args, **VARIANTS[variant][0], **kwargs})
+    return randomise(model).to(dtype)
+
+
+def randomise(model):
+    """Weights as of a trained network: timm starts each residual branch at zero, and all attentions much alike."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.5)
+            nn.init.normal_(module.running_mean, std=0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+        elif isinstance(module, nn.Linear) and is_extra(name + '.'):
+            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+            nn.init.normal_(module.bias, std=0.5)
+        elif isinstance(module, nn.LSTMCell):
+            for p in module.parameters():
+                nn.init.normal_(p, std=0.3)
+    return model
+
+
+def images(layout='basic', dtype=torch.float32, batch_size=4, in_chans=3, size=None, seed=1):
+    return randn(batch_size, in_chans, *(size or IMAGE_SIZES[layout]), seed=seed, dtype=dtype)
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def blocks_of(model):
+    return [module for module in model.modules() if isinstance(module, RecurrentBlock)]
+
+
+def gradients(model, x):
+    """Of a loss that is a mean over the images, by the names of the parameters."""
+    model.zero_grad()
+    model(x).float().square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# Comparisons. Errors are relative to the largest entry: those of a sum grow with its terms, not with what is left.
+
+def relative_error(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def assert_equal_up_to_rounding(actual, expected, tol):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tol * expected.abs().max()
+
+
+def assert_same(actual, expected, tol=0.):
+    """The same for tensors or lists, tuples or dicts of them. None stands for a gradient that is not there."""
+    if isinstance(expected, dict):
+        assert list(actual) == list(expected)
+        named = [(name, actual[name], expected[name]) for name in expected]
+    elif isinstance(expected, torch.Tensor):
+        named = [('', actual, expected)]
+    else:
+        named = [(i, a, e) for i, (a, e) in enumerate(zip(actual, expected, strict=True))]
+    for name, a, e in named:
+        if e is None:
+            assert a is None, name
+        else:
+            assert a.shape == e.shape and a.dtype == e.dtype, name
+            error, largest = (a - e).abs().max().item(), e.abs().max().item()
+            assert error <= tol * largest, f'{name}: error {error:.3g}, largest entry {largest:.3g}'
+
+
+def assert_close(actual, expected, tol=1e-12):
+    torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)

@@ -12,6 +12,7 @@ COMMANDS = {  # name, also of the module, and what --help says
     'attention': 'plot the layer attention over a validation set',
     'gradcam': 'plot what each block of a network looks at in images',
     'curves': 'plot loss and error of runs',
+    'freeze': "make timm's plain network of one that was trained with attention",
     'reproduce': 'train what a table of the paper needs, and report it',
     'benchmark': 'measure speed and memory of models beside each other',
     'export': 'write a checkpoint as a folder that timm and transformers load',

@@ -182,15 +182,20 @@ def placement(args: argparse.Namespace) -> Placement:
     return place(args.device, args.model_dtype, args.amp_dtype if args.amp else None, args.channels_last)
 
 
-def validation_loader(args: argparse.Namespace, network: Network, place: Placement) -> Any:
-    """Loader of the images that `add_data_options` name, for a network of `add_model_options`.
+def validation_loader(
+        args: argparse.Namespace,
+        network: Network,
+        place: Placement,
+        split: Optional[str] = None,
+) -> Any:
+    """Loader of the images that `add_data_options` name, of `split` or that of the options, in the network's input.
 
     Raises:
         UserError: Missing or empty folder, or more classes than the network has.
     """
     dataset = open_dataset(
         data_source(args),
-        args.split,
+        split or args.split,
         in_chans=network.data_config['input_size'][0],
         num_classes=network.model.num_classes,
         num_samples=args.num_samples,

@@ -1,0 +1,53 @@
+"""`timm-rla freeze`: from a training run to a checkpoint of timm's plain network."""
+import json
+
+import pytest
+import timm
+import torch
+
+from timm_rla import cli
+from timm_rla.analysis.frozen import compare
+
+TRAIN = ['train', '--device', 'cpu', '--model', 'rla_seresnet20_cifar', '--model-kwargs', 'layers=(1,1,1)',
+         'context=gmp', '--num-classes', '10', '--img-size', '8', '--batch-size', '16', '--workers', '0', '--epochs',
+         '2', '--lr', '0.05', '--warmup-epochs', '0', '--experiment', 'run']
+
+
+@pytest.fixture(scope='module')
+def run(image_folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp('freeze')
+    assert cli.main([*TRAIN, '--data-dir', str(image_folder), '--output', str(output)]) == 0
+    return output / 'run'
+
+
+def test_checkpoint_is_one_of_timm(run, image_folder, tmp_path, capsys):
+    output = tmp_path / 'plain.pth.tar'
+    options = ['--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']
+    assert cli.main(['freeze', str(run / 'last.pth.tar'), *options, '--output', str(output)]) == 0
+    out = capsys.readouterr().out
+    assert 'Top-1 with attention' in out and 'layer3.0' in out and str(output) in out
+    model = timm.create_model('seresnet20_cifar', layers=(1, 1, 1), num_classes=10)
+    model.load_state_dict(torch.load(output, weights_only=False)['state_dict'])
+
+    assert cli.main(['validate', '--checkpoint', str(output), *options, '--results-file',
+                     str(tmp_path / 'r.json'), '--results-format', 'json']) == 0
+    top1 = json.loads((tmp_path / 'r.json').read_text())['top1']
+    assert f'with its means {top1:.2f} %' in out
+    assert cli.main(['export', str(output), str(tmp_path / 'export')]) == 0
+
+    assert cli.main(['freeze', str(run / 'last.pth.tar'), *options, '--output', str(output)]) == 2
+    assert 'there is a file of that name' in capsys.readouterr().err
+    assert cli.main(['freeze', str(output), *options]) == 2
+    assert 'seresnet20_cifar has no layer attention' in capsys.readouterr().err
+
+
+def test_comparison():
+    first = torch.tensor([True] * 60 + [False] * 40)
+    second = first.clone()
+    second[:3] = False
+    second[99] = True
+    result = compare(first, second)
+    assert (result.first, result.second, result.difference) == pytest.approx((60, 58, -2))
+    spread = (4 - 100 * 0.02 ** 2) / 99  # of the differences -1, 0, 1: sample variance
+    assert result.interval[1] - result.interval[0] == pytest.approx(2 * 1.959964 * 100 * (spread / 100) ** 0.5)
+    assert compare(first[:1], second[:1]).interval is None

@@ -1,0 +1,95 @@
+"""Train with attention, deploy without: a network with constant attentions is timm's plain network with other norms.
+
+The warm start backwards. If block l always scales its branch by the same a_l, then a_l can be multiplied into weight
+and bias of its last norm, and nothing is left of layer attention. An intra-layer attention inside the block then sees
+a_l A_l instead of A_l: the weights of its first, linear, layer are divided by a_l.
+"""
+from typing import Any, Dict, Tuple
+
+import timm
+import torch
+import torch.nn as nn
+
+from .network import RecurrentBlock
+from .warm_start import INPUT_WEIGHTS
+
+__all__ = ['freeze_attention', 'plain_arguments', 'plain_name']
+
+ARGUMENTS = ('context', 'context_dim', 'hidden_dim', 'reduction', 'vector')  # of layer attention
+
+
+def plain_name(name: str) -> str:
+    """Name of the network without layer attention, such as 'resnet50' for 'rla_vector_resnet50'."""
+    return name.split('.')[0].removeprefix('rla_').removeprefix('vector_')
+
+
+def plain_arguments(name: str, model_kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """Arguments of the network without layer attention, from those of the RLA network.
+
+    Args:
+        name: As from `plain_name`.
+        model_kwargs: Arguments of the RLA network.
+    """
+    kwargs = {key: value for key, value in model_kwargs.items() if key not in ARGUMENTS}
+    if 'attn_layer' in kwargs and not name.endswith('_cifar'):  # timm's ResNet takes it as an argument of its blocks
+        kwargs['block_args'] = dict(kwargs.get('block_args') or {}, attn_layer=kwargs.pop('attn_layer'))
+    return kwargs
+
+
+def freeze_attention(
+        model: nn.Module,
+        attention: Dict[str, torch.Tensor],
+        **model_kwargs: Any,
+) -> nn.Module:
+    """timm's plain network that returns what an RLA network returns with constant attentions.
+
+    Args:
+        model: RLA network, not folded.
+        attention: Attention of each block by its name, such as 'layer1.0': [1], or [C] of RLA-vector; in (0, 1).
+        **model_kwargs: Arguments that the network was created with; those of layer attention are left out.
+
+    Returns:
+        timm's network of the same depth, in eval mode, with the type and the device of `model`.
+
+    Raises:
+        ValueError: A block without attention, or an intra-layer attention that cannot be rescaled.
+    """
+    name = plain_name(model.pretrained_cfg['architecture'])
+    kwargs = plain_arguments(name, model_kwargs)
+    kwargs.setdefault('num_classes', model.num_classes)
+    kwargs.setdefault('in_chans', model.in_chans)
+    reference = next(model.parameters())
+    plain = timm.create_model(name, **kwargs).to(device=reference.device, dtype=reference.dtype)
+    state = {key: value.clone() for key, value in model.state_dict().items() if _is_backbone(key)}
+    for block_name, block in model.named_modules():
+        if isinstance(block, RecurrentBlock):
+            if block_name not in attention:
+                raise ValueError(f'no attention for block {block_name}; there is one for {", ".join(attention)}')
+            _absorb(state, block_name, block, attention[block_name])
+    plain.load_state_dict(state)
+    return plain.eval()
+
+
+def _is_backbone(key: str) -> bool:
+    return not (key.startswith('lstm.') or '.attention.' in key or '.context.' in key)
+
+
+def _absorb(state: Dict[str, torch.Tensor], name: str, block: RecurrentBlock, attention: torch.Tensor) -> None:
+    norm, weights = _scaled_parameters(name, block)
+    for key in (f'{norm}.weight', f'{norm}.bias'):
+        state[key] = (state[key].double() * attention.double()).to(state[key].dtype)
+    if weights is not None:
+        scale = attention.double().reshape(1, -1, *[1] * (state[weights].ndim - 2))  # inputs are in dimension 1
+        state[weights] = (state[weights].double() / scale).to(state[weights].dtype)
+
+
+def _scaled_parameters(name: str, block: RecurrentBlock) -> Tuple[str, Any]:
+    """Names of the last norm, and of the first weights of an intra-layer attention, if there is one."""
+    norm = f'{name}.bn3' if hasattr(block, 'bn3') else f'{name}.bn2'
+    if block.se is None:
+        return norm, None
+    weight = INPUT_WEIGHTS.get(type(block.se))
+    if weight is None:
+        raise ValueError(f'{type(block.se).__name__} inside the blocks cannot be rescaled; what can is '
+                         f'{", ".join(module.__name__ for module in INPUT_WEIGHTS)}')
+    return norm, f'{name}.se.{weight}'

@@ -86,15 +86,15 @@ def test_against_finite_differences():
         a = gated_norm(z, norm)
         return a.gate_and_add(gate + a.mean_pooled(), shortcut), a.mean_pooled(), a.max_pooled()
 
-    volumes = randn(2, 3, 3, 2), randn(2, 3, seed=1).sigmoid(), randn(2, 3, 3, 2, seed=2)
-    inputs = [x.requires_grad_() for x in (*volumes, randn(3, seed=3), randn(3, seed=4))]
+    maps = randn(2, 3, 3, 2), randn(2, 3, seed=1).sigmoid(), randn(2, 3, 3, 2, seed=2)
+    inputs = [x.requires_grad_() for x in (*maps, randn(3, seed=3), randn(3, seed=4))]
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
 @pytest.mark.parametrize('use', ['mean_pooled', 'max_pooled', 'gate_and_add'])
 def test_gradients_of_a_part(use):
-    """Only what is pooled, or only the volume, is used."""
+    """Only what is pooled, or only the feature map, is used."""
     found = []
     for make in gated_norm, reference_of:
         z, shortcut, _, norm = inputs_of(1)

@@ -128,19 +128,19 @@ def interpret(script, *args):
 
 
 def sample(shape, dtype, memory_format, offset=0.):
-    """Arguments of the four passes: z in one layout, the other volumes in the other, some NaN and some exact zeros."""
+    """Arguments of the four passes: z in one layout, the other feature maps in the other, some NaN and some exact zeros."""
     generator = torch.Generator().manual_seed(0)
     other = FORMATS[memory_format is FORMATS[0]]
 
     def normal(*size):
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
-    def volume(layout):
+    def feature_map(layout):
         return normal(*shape).to(dtype).contiguous(memory_format=layout)
 
-    inputs = {name: volume(other) for name in ('shortcut', 'grad')}
-    inputs['z'] = volume(memory_format) + offset
-    inputs['out'] = volume(other).relu()
+    inputs = {name: feature_map(other) for name in ('shortcut', 'grad')}
+    inputs['z'] = feature_map(memory_format) + offset
+    inputs['out'] = feature_map(other).relu()
     for name in ('mean', 'scale', 'shift', 'k3'):
         inputs[name] = normal(*shape[:2]).to(torch.promote_types(dtype, torch.float32))
     inputs['mean'] += offset
@@ -182,18 +182,18 @@ def check(inputs, results):
     precise = torch.promote_types(z.dtype, torch.float32)
     rows = {'rtol': 1e-5, 'atol': 1e-5} if precise == torch.float32 else {'rtol': 1e-12, 'atol': 1e-12}
     # The interpreter cuts bfloat16 off where a GPU rounds, so that an error may be that of the last bit
-    volumes = rows if z.dtype == precise else {'rtol': torch.finfo(z.dtype).eps, 'atol': torch.finfo(z.dtype).eps}
+    maps = rows if z.dtype == precise else {'rtol': torch.finfo(z.dtype).eps, 'atol': torch.finfo(z.dtype).eps}
     for name, wanted in expected(inputs).items():
         found = results[name]
         single = isinstance(found, torch.Tensor)
         for i, (x, y) in enumerate(zip([found] if single else found, [wanted] if single else wanted)):
             what = f'{name}[{i}] of {case}'
-            volume = x.dim() == 4
-            assert x.dtype == (z.dtype if volume else precise), what
-            if volume:
+            is_map = x.dim() == 4
+            assert x.dtype == (z.dtype if is_map else precise), what
+            if is_map:
                 assert x.stride() == z.stride(), what
             torch.testing.assert_close(
-                x.double(), y.double(), **(volumes if volume else rows), equal_nan=True,
+                x.double(), y.double(), **(maps if is_map else rows), equal_nan=True,
                 msg=lambda message, what=what: f'{what}: {message}')
     assert torch.equal(results['reduce'][0].nan_to_num(), expected(inputs)['reduce'][0].nan_to_num()), case
 
@@ -249,7 +249,7 @@ def test_on_gpu():
 @pytest.mark.parametrize('memory_format', FORMATS)
 @pytest.mark.parametrize('split', [False, True])
 def test_grid_covers(shape, memory_format, split):
-    """The parts of a volume cover it, none is empty, and reductions leave few to merge."""
+    """The parts of a feature map cover it, none is empty, and reductions leave few to merge."""
     z = torch.empty(shape, dtype=torch.bfloat16, device='meta', memory_format=memory_format)
     grid = kernels._grid(z, split)
     length = grid.turns * grid.block_s

@@ -128,7 +128,7 @@ def interpret(script, *args):
 
 
 def sample(shape, dtype, memory_format, offset=0.):
-    """Arguments of the four passes: z in one layout, the other feature maps in the other, some NaN and some exact zeros."""
+    """Arguments of the four passes: z in one layout, the others in the other one, some NaN and some exact zeros."""
     generator = torch.Generator().manual_seed(0)
     other = FORMATS[memory_format is FORMATS[0]]
 

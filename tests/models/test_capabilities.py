@@ -374,9 +374,10 @@ def flat(tensors):
 
 
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('dtype, tol, tol_gradients', [
-    (torch.bfloat16, 0.03, 0.15), (torch.float16, 0.005, 0.05),
-], ids=str)
+@pytest.mark.parametrize('family, dtype, tol, tol_gradients', [
+    *((family, torch.bfloat16, 0.03, 0.15) for family in FAMILIES),
+    ('rla_resnet50', torch.float16, 0.005, 0.05),  # slow on a CPU
+], ids=str, indirect=['family'])
 def test_autocast(family, dtype, tol, tol_gradients, training):
     # Smooth, as rounding turns some ReLUs on or off, which has little effect on logits and a large one on gradients
     model, x = create(family, act_layer='silu').train(training), images()
@@ -475,23 +476,9 @@ def test_feature_extractor_of_torchvision(model):
     assert_same(features, dict(two=two, three=three, logits=model(images())), 1e-6)
 
 
-DEPRECATED = pytest.mark.filterwarnings('ignore:.torch.jit')
-
-
-@DEPRECATED
-@pytest.mark.parametrize('training', [False, True])
-def test_jit_script(family, training):
-    model = create(family, drop_path_rate=0.2, drop_rate=0.2).double().train(training)
-    scripted, x = torch.jit.script(copy.deepcopy(model)), images().double()
-    for seed in range(3):  # the first calls are observed, later ones run what was optimised accordingly
-        torch.manual_seed(seed)
-        expected = gradients(model, x)
-        torch.manual_seed(seed)
-        assert_same(gradients(scripted, x), expected, 1e-10)
-
-
-@DEPRECATED
-def test_jit_trace(model):
+@pytest.mark.filterwarnings('ignore:.torch.jit')
+def test_jit_trace(shallow):  # test_torchscript.py has torch.jit.script
+    model = shallow.float()
     traced = torch.jit.trace(model, images(batch_size=2))
     for kwargs in (dict(batch_size=2), dict(batch_size=5), dict(batch_size=3, size=(71, 50))):
         assert_same_logits(traced, model, 1e-5, **kwargs)

@@ -34,7 +34,7 @@ def create(variant, folded=False, dtype=torch.float64, **kwargs):
 def assert_same_outputs(scripted, model, tol=1e-12):
     """Calls of several sizes, since the first ones are observed and later ones run what was optimised accordingly."""
     with torch.no_grad():
-        for batch_size in 4, 4, 4, 2, 1:
+        for batch_size in 4, 4, 2, 1:
             assert_same(scripted(X[:batch_size]), model(X[:batch_size]), tol)
         x = images('basic', torch.float64, size=(71, 50))
         assert_same(scripted(x), model(x), tol)
@@ -57,17 +57,9 @@ def test_modes(variant, started_in):
         assert_same(scripted.train()(X), model(X), 1e-3)
 
 
-def test_evaluation(variant, folded):
-    model = create(variant, folded).eval()
-    assert_same_outputs(torch.jit.script(model), model)
-    scripted = torch.jit.script(model).eval()
-    assert_same(gradients(scripted, X), gradients(model, X), 1e-10)
-
-
 def test_optimised_for_inference(variant, folded):
     model = create(variant, folded).eval()
     assert_same_outputs(torch.jit.optimize_for_inference(torch.jit.script(model)), model)
-    assert_same_outputs(torch.jit.freeze(torch.jit.script(model)), model)
     single = create(variant, folded, torch.float32).eval()
     optimised = torch.jit.optimize_for_inference(torch.jit.script(single))
     with torch.no_grad():
@@ -77,17 +69,22 @@ def test_optimised_for_inference(variant, folded):
 
 def test_saved_and_loaded(variant, folded):
     model, file = create(variant, folded).eval(), io.BytesIO()
-    torch.jit.save(torch.jit.script(model), file)
+    scripted = torch.jit.script(model)
+    assert_same_outputs(scripted, model)
+    torch.jit.save(scripted, file)
     file.seek(0)
     loaded = torch.jit.load(file)
     assert_same_outputs(loaded, model)
     assert_same(loaded.state_dict(), model.state_dict())
+    assert_same(gradients(loaded, X), gradients(model, X), 1e-10)
     if not folded:
         assert_same(gradients(loaded.train(), X), gradients(model.train(), X), 1e-10)
 
 
-@pytest.mark.parametrize('layout', ['bottleneck', 'cifar'])
-@pytest.mark.parametrize('out_indices', [(0,), (0, 1), (2,), (1, 3), (2, -1)], ids=str)
+@pytest.mark.parametrize('layout, out_indices', [
+    *(('bottleneck', out_indices) for out_indices in ((0,), (0, 1), (2,), (1, 3), (3, -1))),
+    *(('cifar', out_indices) for out_indices in ((0,), (1, 3))),
+], ids=str)
 def test_features(layout, out_indices, folded):
     model = tiny_model(layout, dtype=torch.float64, features_only=True, out_indices=out_indices).eval()
     if folded:

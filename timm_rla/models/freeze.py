@@ -57,7 +57,8 @@ def freeze_attention(
     name = plain_name(model.pretrained_cfg['architecture'])
     kwargs = plain_arguments(name, model_kwargs)
     kwargs.setdefault('num_classes', model.num_classes)
-    kwargs.setdefault('in_chans', model.in_chans)
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    kwargs.setdefault('in_chans', first.in_channels)
     reference = next(model.parameters())
     plain = timm.create_model(name, **kwargs).to(device=reference.device, dtype=reference.dtype)
     state = {key: value.clone() for key, value in model.state_dict().items() if _is_backbone(key)}

@@ -1,5 +1,5 @@
 """The one question that every fast form asks: may the module be left out and its formula be computed instead?"""
-from typing import Callable, FrozenSet, Tuple, Type
+from typing import Callable, Dict, NamedTuple, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -10,15 +10,31 @@ from .._torch import is_hooked
 __all__ = ['is_vanilla']
 
 
-def _describe(kind: Type[nn.Module]) -> Tuple[Callable, Callable, Callable, FrozenSet[str]]:
-    """What a call of a module of this class runs, and the names of all methods."""
-    methods = frozenset(name for name in dir(kind) if callable(getattr(kind, name)))
-    return kind.__call__, kind._call_impl, kind.forward, methods
+class _Description(NamedTuple):
+    """What a call of a module runs, if nobody has changed anything."""
+    call: Callable
+    call_impl: Callable
+    forward: Callable
+    reserved: Tuple[str, ...]  # names of methods and parameters, which an untouched instance does not have in __dict__
+
+
+def _describe(kind: Type[nn.Module], *parameters: str) -> _Description:
+    own = kind.__mro__[:kind.__mro__.index(nn.Module)]
+    methods = {name for base in own for name, value in vars(base).items() if callable(value)}
+    return _Description(
+        kind.__call__, kind._call_impl, kind.forward, tuple(sorted({'_call_impl', 'forward', *methods, *parameters})))
 
 
 # Read at import, before anybody is likely to have patched these classes
-_ORIGINALS = {kind: _describe(kind) for kind in (
-    nn.BatchNorm2d, nn.Conv2d, nn.LSTMCell, nn.ReLU, nn.SyncBatchNorm, DropPath, SEModule)}
+_DESCRIPTIONS: Dict[Type[nn.Module], _Description] = {kind: _describe(kind, *parameters) for kind, parameters in {
+    nn.BatchNorm2d: ('weight', 'bias'),
+    nn.Conv2d: ('weight', 'bias'),
+    nn.LSTMCell: ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh'),
+    nn.ReLU: (),
+    nn.SyncBatchNorm: ('weight', 'bias'),
+    DropPath: (),
+    SEModule: (),
+}.items()}
 
 
 def is_vanilla(
@@ -28,7 +44,7 @@ def is_vanilla(
 ) -> bool:
     """True if calling a module does what its class says and nothing else, so that nobody can miss the call.
 
-    False for subclasses, hooked modules, any method replaced on the instance, `forward` or the call replaced on the
+    False for subclasses, hooked modules, a method replaced on the instance, `forward` or the call replaced on the
     class, and parameters that are not plain, materialised `nn.Parameter`s: pruned, parametrised, quantised, sharded,
     offloaded or swapped by `functional_call`. Such a module must be called.
 
@@ -39,14 +55,12 @@ def is_vanilla(
     """
     if type(module) is not kind:
         return False
-    call, call_impl, forward, methods = _ORIGINALS.get(kind) or _describe(kind)
-    attributes = vars(module)
+    original = _DESCRIPTIONS.get(kind) or _describe(kind)
     return (
-        kind.__call__ is call
-        and kind._call_impl is call_impl
-        and kind.forward is forward
-        and methods.isdisjoint(attributes)
-        and not any(isinstance(value, torch.Tensor) for value in attributes.values())  # in the place of a parameter
+        kind.__call__ is original.call
+        and kind._call_impl is original.call_impl
+        and kind.forward is original.forward
+        and not any(name in module.__dict__ for name in original.reserved)  # vars() cannot be compiled by torch 2.5
         and all(p is None or (type(p) in parameters and not p.is_meta) for p in module._parameters.values())
         and not is_hooked(module)
     )

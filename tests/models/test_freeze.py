@@ -45,3 +45,7 @@ def test_what_cannot_be_frozen():
     attention = dict.fromkeys(attention_modules(model), torch.full((1,), 0.5))
     with pytest.raises(ValueError, match='Cbam.* cannot be rescaled; what can is SEModule'):
         freeze_attention(model, attention, attn_layer='cbam')
+    model = timm.create_model('rla_vector_resnet18', num_classes=7, attn_layer='eca')
+    attention = {name: torch.full((head.fc2.out_features,), 0.5) for name, head in attention_modules(model).items()}
+    with pytest.raises(ValueError, match='EcaModule .* channel by channel'):  # it has one kernel for all channels
+        freeze_attention(model, attention, attn_layer='eca')

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 
 from .network import RecurrentBlock
-from .warm_start import INPUT_WEIGHTS
+from .warm_start import INPUT_WEIGHTS, is_added, last_norm
 
 __all__ = ['freeze_attention', 'plain_arguments', 'plain_name']
 
@@ -61,7 +61,7 @@ def freeze_attention(
     kwargs.setdefault('in_chans', first.in_channels)
     reference = next(model.parameters())
     plain = timm.create_model(name, **kwargs).to(device=reference.device, dtype=reference.dtype)
-    state = {key: value.clone() for key, value in model.state_dict().items() if _is_backbone(key)}
+    state = {key: value.clone() for key, value in model.state_dict().items() if not is_added(key)}
     for block_name, block in model.named_modules():
         if isinstance(block, RecurrentBlock):
             if block_name not in attention:
@@ -71,22 +71,20 @@ def freeze_attention(
     return plain.eval()
 
 
-def _is_backbone(key: str) -> bool:
-    return not (key.startswith('lstm.') or '.attention.' in key or '.context.' in key)
-
-
 def _absorb(state: Dict[str, torch.Tensor], name: str, block: RecurrentBlock, attention: torch.Tensor) -> None:
     norm, weights = _scaled_parameters(name, block)
     for key in (f'{norm}.weight', f'{norm}.bias'):
         state[key] = (state[key].double() * attention.double()).to(state[key].dtype)
     if weights is not None:
+        if attention.numel() > 1 and state[weights].shape[1] == 1:
+            raise ValueError(f'{type(block.se).__name__} inside the blocks cannot be rescaled channel by channel')
         scale = attention.double().reshape(1, -1, *[1] * (state[weights].ndim - 2))  # inputs are in dimension 1
         state[weights] = (state[weights].double() / scale).to(state[weights].dtype)
 
 
 def _scaled_parameters(name: str, block: RecurrentBlock) -> Tuple[str, Any]:
     """Names of the last norm, and of the first weights of an intra-layer attention, if there is one."""
-    norm = f'{name}.bn3' if hasattr(block, 'bn3') else f'{name}.bn2'
+    norm = f'{name}.{last_norm(block)}'
     if block.se is None:
         return norm, None
     weight = INPUT_WEIGHTS.get(type(block.se))

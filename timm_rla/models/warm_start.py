@@ -15,13 +15,23 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 
 from .network import RecurrentBlock
 
-__all__ = ['checkpoint_filter_fn']
+__all__ = ['INPUT_WEIGHTS', 'checkpoint_filter_fn', 'is_added', 'last_norm']
 
 _logger = logging.getLogger(__name__)
 
 # Intra-layer attention whose gate is a function of a linear layer of the pooled input: the weight of that layer
 INPUT_WEIGHTS = {SEModule: 'fc1.weight', EffectiveSEModule: 'fc.weight', EcaModule: 'conv.weight'}
 LSTM_KEY = 'lstm.weight_ih'  # every checkpoint of an RLA network has it
+
+
+def is_added(key: str) -> bool:
+    """True for a key of a state dict that layer attention adds to the backbone's."""
+    return key.startswith('lstm.') or '.attention.' in key or '.context.' in key
+
+
+def last_norm(block: RecurrentBlock) -> str:
+    """Name of the last norm of a block."""
+    return 'bn3' if hasattr(block, 'bn3') else 'bn2'
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
@@ -38,15 +48,15 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     if LSTM_KEY in state_dict:
         return state_dict
     own = model.state_dict()
-    added = {key for key in own if key.startswith('lstm.') or '.attention.' in key or '.context.' in key}
+    added = {key for key in own if is_added(key)}
     _check_keys(state_dict, own.keys() - added)
 
     state_dict = dict(state_dict, **{key: own[key] for key in added})
     for name, block in model.named_modules():
         if not isinstance(block, RecurrentBlock):
             continue
-        norm = 'bn3' if hasattr(block, 'bn3') else 'bn2'
-        for key in (f'{name}.{norm}.weight', f'{name}.{norm}.bias'):
+        norm = f'{name}.{last_norm(block)}'
+        for key in (f'{norm}.weight', f'{norm}.bias'):
             state_dict[key] = 2 * state_dict[key]
         if block.se is not None:
             weight = INPUT_WEIGHTS.get(type(block.se))

@@ -7,7 +7,7 @@ import torch
 import yaml
 from timm.models import create_model
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.common.options import parse
 from timm_rla.train.options import UNSUPPORTED, train_parser
 
@@ -181,7 +181,18 @@ def test_validate_takes_a_folder_of_classes(image_folder, capsys):
 
 def test_no_such_command(capsys):
     assert cli.main(['trian']) == 2
+    assert 'did you mean train?' in capsys.readouterr().err
+    assert cli.main(['xyzzy']) == 2
     assert 'train, validate' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argument, code', [('--help', 0), ('--version', 0), ('trian', 2)])
+def test_help_does_without_torch(argument, code):
+    """And so answers at once."""
+    script = f'import sys, timm_rla_cli; code = timm_rla_cli.main([{argument!r}]); ' \
+             'print([m for m in sys.modules if m in ("torch", "timm", "timm_rla", "numpy")]); sys.exit(code)'
+    run = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert run.returncode == code and run.stdout.splitlines()[-1] == '[]'
 
 
 @pytest.mark.parametrize('command', sorted(cli.COMMANDS))
@@ -199,5 +210,5 @@ def test_module_is_the_command():
 def test_import_is_light():
     """Neither matplotlib nor scikit-learn, nor any training code, comes with the package itself."""
     code = 'import sys, timm_rla; print([m for m in sys.modules if m.split(".")[0] in ("matplotlib", "sklearn") ' \
-           'or m.startswith(("timm_rla.train", "timm_rla.common", "timm_rla.cli"))])'
+           'or m.startswith(("timm_rla.train", "timm_rla.common"))])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_benchmark import TINY, rows_of
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.benchmark import measure, results, suites
 from timm_rla.benchmark.suites import Setting
 from timm_rla.benchmark.variants import SUFFIXES, create

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_benchmark import TINY, InThisProcess
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.benchmark import verify, workload
 from timm_rla.benchmark.precision import PRECISIONS
 from timm_rla.common.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from timm.models import create_model
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.analysis import record_attention, stack_attention
 from timm_rla.common.options import parse
 from timm_rla.train.options import train_parser
@@ -188,7 +188,13 @@ def test_names_of_classes_come_from_a_dataset(trained, pictures, tmp_path, capsy
     for name in 'airplane automobile bird cat deer dog frog horse ship truck'.split():
         (data / 'validation' / name).mkdir(parents=True)
         (data / 'validation' / name / 'a.png').write_bytes((pictures / 'd.png').read_bytes())
-    arguments = ['gradcam', str(pictures / 'a.png'), '--checkpoint', str(trained[0]), *CPU, '--data-dir', str(data)]
+    run = torch.load(trained[0], weights_only=False)
+    assert run['args'].label_names == list('0123456789')
+    arguments = ['gradcam', str(pictures / 'a.png'), *CPU, '--data-dir', str(data)]
+    assert "class 'airplane' is none of those" in fails(*arguments, '--checkpoint', trained[0])
+    torch.save(run['state_dict'], tmp_path / 'weights.pth')  # which tell no names
+    arguments += ['--model', run['args'].model, '--checkpoint', str(tmp_path / 'weights.pth'), '--model-kwargs',
+                  *(f'{key}={value}' for key, value in run['args'].model_kwargs.items())]
     assert cli.main([*arguments, '--class', 'Cat']) == 0
     assert 'a.png: cat, ' in capsys.readouterr().out
     line = fails(*arguments, '--class', 'cut')

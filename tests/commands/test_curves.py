@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from timm_rla import cli
+import timm_rla_cli as cli
 
 SUMMARY = 'epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n0,2.3,2.2,10,50,0.1\n1,1.3,1.2,50,90,0.1\n'
 

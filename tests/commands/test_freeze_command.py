@@ -5,8 +5,7 @@ import pytest
 import timm
 import torch
 
-from timm_rla import cli
-from timm_rla.analysis.frozen import compare
+import timm_rla_cli as cli
 
 TRAIN = ['train', '--device', 'cpu', '--model', 'rla_seresnet20_cifar', '--model-kwargs', 'layers=(1,1,1)',
          'context=gmp', '--num-classes', '10', '--img-size', '8', '--batch-size', '16', '--workers', '0', '--epochs',
@@ -23,7 +22,9 @@ def run(image_folder, tmp_path_factory):
 def test_checkpoint_is_one_of_timm(run, image_folder, tmp_path, capsys):
     output = tmp_path / 'plain.pth.tar'
     options = ['--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']
-    assert cli.main(['freeze', str(run / 'last.pth.tar'), *options, '--output', str(output)]) == 0
+    assert cli.main(['freeze', str(run / 'last.pth.tar'), *options, '--output', str(output), '--study']) == 0
+    study = json.loads((tmp_path / 'plain.json').read_text())
+    assert study['model'] == 'rla_seresnet20_cifar' and set(study['held']) == set(study['blocks'])
     out = capsys.readouterr().out
     assert 'Top-1 with attention' in out and 'layer3.0' in out and str(output) in out
     model = timm.create_model('seresnet20_cifar', layers=(1, 1, 1), num_classes=10)
@@ -32,22 +33,10 @@ def test_checkpoint_is_one_of_timm(run, image_folder, tmp_path, capsys):
     assert cli.main(['validate', '--checkpoint', str(output), *options, '--results-file',
                      str(tmp_path / 'r.json'), '--results-format', 'json']) == 0
     top1 = json.loads((tmp_path / 'r.json').read_text())['top1']
-    assert f'with its means {top1:.2f} %' in out
+    assert f'with its means {top1:.2f} %' in out and study['means']['second'] == pytest.approx(top1)
     assert cli.main(['export', str(output), str(tmp_path / 'export')]) == 0
 
     assert cli.main(['freeze', str(run / 'last.pth.tar'), *options, '--output', str(output)]) == 2
     assert 'there is a file of that name' in capsys.readouterr().err
     assert cli.main(['freeze', str(output), *options]) == 2
     assert 'seresnet20_cifar has no layer attention' in capsys.readouterr().err
-
-
-def test_comparison():
-    first = torch.tensor([True] * 60 + [False] * 40)
-    second = first.clone()
-    second[:3] = False
-    second[99] = True
-    result = compare(first, second)
-    assert (result.first, result.second, result.difference) == pytest.approx((60, 58, -2))
-    spread = (4 - 100 * 0.02 ** 2) / 99  # of the differences -1, 0, 1: sample variance
-    assert result.interval[1] - result.interval[0] == pytest.approx(2 * 1.959964 * 100 * (spread / 100) ** 0.5)
-    assert compare(first[:1], second[:1]).interval is None

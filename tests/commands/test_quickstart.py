@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.commands.quickstart import write_digits
 from timm_rla.common.summary import read_summary
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.models import create_model
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.common import loaders
 
 TINY = dict(layers=(1, 1, 1))

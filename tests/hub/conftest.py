@@ -10,7 +10,7 @@ from hub_helpers import MODEL_KWARGS, SMALL, SOURCE, train
 from hub_server import HUB
 from safetensors.torch import save
 
-from timm_rla import cli
+import timm_rla_cli as cli
 
 
 @pytest.fixture

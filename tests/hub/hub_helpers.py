@@ -2,7 +2,7 @@
 import timm
 import torch
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.common.options import parse
 from timm_rla.train import run
 from timm_rla.train.options import train_parser

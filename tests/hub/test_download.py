@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from safetensors.torch import save
 
-from timm_rla import cli
+import timm_rla_cli as cli
 
 
 def pickled(state_dict, path):

@@ -21,7 +21,7 @@ from hub_helpers import (
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.common import loaders
 from timm_rla.common.summary import read_summary
 

@@ -3,7 +3,7 @@ import pytest
 from hub_helpers import WEIGHTS, assert_same_logits, create, trained
 from huggingface_hub import constants
 
-from timm_rla import cli
+import timm_rla_cli as cli
 
 DESTINATION = 'someone/rla-digits'
 NAMES = {'README.md', 'config.json', 'curves.png', WEIGHTS}

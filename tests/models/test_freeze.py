@@ -6,7 +6,7 @@ from helpers import randomise
 from timm.models.resnet import ResNet
 
 from timm_rla.analysis.attention import attention_modules
-from timm_rla.models.freeze import freeze_attention, plain_name
+from timm_rla.models.freeze import plain_name, plain_network
 
 CASES = [
     ('rla_resnet18', {}), ('rla_seresnet18', {}), ('rla_vector_resnet18', {}), ('rla_vector_resnet50', {}),
@@ -28,7 +28,7 @@ def test_same_logits(name, kwargs):
     expected = model(x)
     for handle in handles:
         handle.remove()
-    plain = freeze_attention(model, attention, **kwargs)
+    plain = plain_network(model, attention, **kwargs)
     assert isinstance(plain, ResNet) and not attention_modules(plain) and not hasattr(plain, 'lstm')
     assert not plain.training and plain.conv1.weight.dtype == torch.float64
     assert (plain(x) - expected).abs().max() <= 1e-10 * expected.abs().max()
@@ -40,12 +40,15 @@ def test_same_logits(name, kwargs):
 def test_what_cannot_be_frozen():
     model = timm.create_model('rla_resnet18', num_classes=7)
     with pytest.raises(ValueError, match='no attention for block layer1.1; .* layer1.0'):
-        freeze_attention(model, {'layer1.0': torch.ones(1)})
+        plain_network(model, {'layer1.0': torch.ones(1)})
     model = timm.create_model('rla_resnet18', num_classes=7, attn_layer='cbam')
     attention = dict.fromkeys(attention_modules(model), torch.full((1,), 0.5))
     with pytest.raises(ValueError, match='Cbam.* cannot be rescaled; what can is SEModule'):
-        freeze_attention(model, attention, attn_layer='cbam')
+        plain_network(model, attention, attn_layer='cbam')
+    with pytest.raises(ValueError, match='give those that the network was created with'):
+        model = timm.create_model('rla_resnet18', num_classes=7, layers=(1, 1, 1, 1))
+        plain_network(model, dict.fromkeys(attention_modules(model), torch.full((1,), 0.5)))
     model = timm.create_model('rla_vector_resnet18', num_classes=7, attn_layer='eca')
     attention = {name: torch.full((head.fc2.out_features,), 0.5) for name, head in attention_modules(model).items()}
     with pytest.raises(ValueError, match='EcaModule .* channel by channel'):  # it has one kernel for all channels
-        freeze_attention(model, attention, attn_layer='eca')
+        plain_network(model, attention, attn_layer='eca')

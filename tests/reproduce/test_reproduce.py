@@ -1,5 +1,6 @@
 """The paper's tables: their data, the runs that they need, and the report that is made of them."""
 import csv
+import json
 import math
 import shlex
 import statistics
@@ -8,11 +9,12 @@ import pytest
 import timm
 import yaml
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.common.options import parse
 from timm_rla.reproduce.plan import TABLES, Run, load_table, plan_runs
 from timm_rla.reproduce.report import paired_interval, report_rows, write_csv, write_markdown
 from timm_rla.reproduce.runs import Results, train_options
+from timm_rla.reproduce.studies import markdown_lines, read_studies
 from timm_rla.train.options import train_parser
 
 HEADER = 'epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n'
@@ -89,6 +91,26 @@ def test_report(tmp_path):
     assert [float(line['error']) for line in lines if line['cell'] == 'rla'] == [9., 8.5, 7.]
 
 
+def test_studies(tmp_path):
+    """Figures of two seeds, by hand; error is what accuracy loses."""
+    table = small_table(only=['rla'])
+    results = Results(tmp_path, table, 2, [])
+    rla = next(cell for cell in table.cells if cell.key == 'rla')
+    for seed, (loss, mean) in enumerate([(-0.5, 0.2), (-0.3, 0.4)]):
+        write_run(results, Run(rla, seed), 90.)
+        (results.path / Run(rla, seed).name / 'frozen.json').write_text(json.dumps(dict(
+            means=dict(difference=loss), class_means=dict(difference=0.1),
+            blocks={'layer1.0': dict(mean=mean, std=0.01, class_std=0.005)},
+            held={'layer1.0': dict(difference=loss / 2)})))
+    studied = read_studies(results, report_rows(results, [0, 1]))
+    assert [entry.cell for entry in studied] == [rla]
+    text = '\n'.join(markdown_lines(studied))
+    half = 12.7062 * 0.1  # t of 1 degree of freedom, standard error of -0.5 and -0.3
+    assert f'| RLA-20 | 2 | +0.40 | {0.4 - half:+.2f} to {0.4 + half:+.2f} | -0.10 | -0.10 to -0.10 |' in text
+    assert '| RLA-20 | `layer1.0` | 0.3000 | 0.0100 | 0.0050 | +0.200 |' in text
+    assert markdown_lines([]) == []
+
+
 def test_one_seed_has_no_interval(tmp_path):
     table = small_table(only=['rla'])
     results = Results(tmp_path, table, 2, [])
@@ -126,6 +148,17 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     assert cli.main(command) == 0
     assert '2 of 2 runs are finished, 0 to go' in capsys.readouterr().out
     assert (folder / 'last.pth.tar').stat().st_mtime_ns == before
+
+    checkpoint = tmp_path / 'out' / 'cifar10-20-rla-seed0' / 'last.pth.tar'
+    freeze = ['freeze', str(checkpoint), '--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']
+    assert cli.main([*freeze, '--study']) == 0
+    assert cli.main([*command, '--report']) == 0
+    text = (tmp_path / 'out' / 'report.md').read_text()
+    assert '## With attention, and with its means' in text and '| RLA-20 | `layer3.2` |' in text
+    assert (tmp_path / 'out' / 'attentions.png').stat().st_size > 0
+    checkpoint.with_name('frozen.json').write_text('{"means": 1}')
+    assert cli.main([*command, '--report']) == 2
+    assert 'frozen.json' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('options, words', [

@@ -4,12 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.common.device import Placement
 from timm_rla.common.options import parse
-from timm_rla.train.data import open_data
+from timm_rla.train.data import create_loaders, open_splits
 from timm_rla.train.in_memory import InMemoryLoader
-from timm_rla.train.options import data_spec, train_parser
+from timm_rla.train.options import data_spec, split_spec, train_parser
 from timm_rla.train.run import train
 
 CPU = Placement(torch.device('cpu'))
@@ -21,7 +21,8 @@ OPTIONS = ['--device', 'cpu', '--model', 'rla_resnet20_cifar', '--model-kwargs',
 
 def load(folder, *options, config=CONFIG):
     args = parse(train_parser(), [*OPTIONS, '--data-dir', str(folder), *options])
-    return open_data(data_spec(args, 10, 'bilinear'), config, 10, CPU)
+    splits = open_splits(split_spec(args), config['input_size'][0], 10)
+    return create_loaders(splits, data_spec(args, 10, 'bilinear'), config, CPU)
 
 
 def loader(count=64, size=4, pad=4, **kwargs):

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from timm.utils import CheckpointSaver
 
-from timm_rla import cli
+import timm_rla_cli as cli
 from timm_rla.common.device import Placement
 from timm_rla.common.options import parse
 from timm_rla.common.summary import read_summary
 from timm_rla.train import folder as run_folder
-from timm_rla.train.data import open_data
+from timm_rla.train.data import create_loaders, open_splits
 from timm_rla.train.epoch import Trainer
-from timm_rla.train.options import data_spec, train_parser
+from timm_rla.train.options import data_spec, split_spec, train_parser
 from timm_rla.train.run import train as run_training
 
 TINY = [
@@ -249,7 +249,9 @@ def test_pad_and_crop(tmp_path):
     args = parse(train_parser(), [*TINY, '--data-dir', str(tmp_path / 'data'), *options])
     config = dict(
         input_size=(3, 8, 8), mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='bilinear', crop_pct=1.)
-    loader = open_data(data_spec(args, 10, 'bilinear'), config, 10, Placement(torch.device('cpu'))).train_loader
+    place = Placement(torch.device('cpu'))
+    splits = open_splits(split_spec(args), 3)
+    loader = create_loaders(splits, data_spec(args, 10, 'bilinear'), config, place).train_loader
     padded = np.pad(pixels, 4)
     windows = {padded[y:y + 8, x:x + 8].tobytes(): (y, x) for y in range(9) for x in range(9)}
     seen = set()

@@ -16,30 +16,38 @@ from .attention_plot import block_labels
 from .classes import short_name
 from .moments import Moments
 
-__all__ = ['format_table', 'measure_attention', 'write_csv']
+__all__ = ['format_table', 'images_of_process', 'measure_attention', 'write_csv']
 
 
-def measure_attention(model: nn.Module, loader: Any, placement: Placement, log_interval: int = 50) -> Moments:
+def measure_attention(
+        model: nn.Module,
+        loader: Any,
+        placement: Placement,
+        log_interval: int = 50,
+        channels: bool = False,
+) -> Moments:
     """Statistics of the layer attentions of each class, over the images of all processes; one batch at a time.
-
-    Of RLA-vector the attention of an image is the mean over the channels.
 
     Args:
         model: RLA network with K classes and L blocks, on its device.
         loader: Validation loader of this process, of batches [B, in_chans, H, W] with labels [B] in [0, K).
         placement: Where the model is.
         log_interval: Batches between lines of a log.
+        channels: Of RLA-vector, follow each channel of each block, one block after the other, instead of the mean over
+            the channels.
 
     Returns:
-        Moments of K classes and L blocks.
+        Moments of K classes and L blocks, or of all their channels.
 
     Raises:
         UserError: A label is not a class of the model.
         ValueError: The model has no layer attention.
     """
     num_classes = model.num_classes
-    moments = Moments.of(torch.zeros(0, len(attention_modules(model))), torch.zeros(0, dtype=torch.long), num_classes)
-    left = _images_of_process(loader.dataset, placement)
+    heads = attention_modules(model).values()
+    columns = sum(head.fc2.out_features for head in heads) if channels else len(heads)
+    moments = Moments.of(torch.zeros(0, columns), torch.zeros(0, dtype=torch.long), num_classes)
+    left = images_of_process(loader, placement)
     model.eval()
     progress = Progress('Attention', len(loader), log_interval, 0, placement.primary)
     with torch.inference_mode(), record_attention(model) as attention, progress:
@@ -53,15 +61,16 @@ def measure_attention(model: nn.Module, loader: Any, placement: Placement, log_i
             if count and not 0 <= target.min() <= target.max() < num_classes:
                 raise UserError(f'--data-dir: labels {target.min()} to {target.max()}, the model has classes 0 to '
                                 f'{num_classes - 1}')
-            batch = Moments.of(stack_attention(attention)[:count], target, num_classes)
-            moments = Moments.merge([moments, batch])
+            values = torch.cat(list(attention.values()), 1) if channels else stack_attention(attention)
+            moments = Moments.merge([moments, Moments.of(values[:count], target, num_classes)])
             progress.update(len(images) * placement.world_size)
     return moments.over_processes()
 
 
-def _images_of_process(dataset: Any, placement: Placement) -> float:
+def images_of_process(loader: Any, placement: Placement) -> float:
     """How many images are this process's own: after them timm's sampler repeats some, for all to have as many."""
-    if isinstance(dataset, torch.utils.data.IterableDataset):
+    dataset = getattr(loader, 'dataset', None)
+    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
         return math.inf
     return len(range(placement.rank, len(dataset), placement.world_size))
 

@@ -1,5 +1,5 @@
 """Names of the classes of a model: those of a dataset, or of ImageNet."""
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -9,15 +9,21 @@ from ..common.errors import UserError, closest
 __all__ = ['class_names', 'find_class', 'short_name']
 
 
-def class_names(num_classes: int, dataset: Optional[Any] = None) -> List[str]:
+def class_names(
+        num_classes: int,
+        dataset: Optional[Any] = None,
+        label_names: Optional[Sequence[str]] = None,
+) -> List[str]:
     """A name for each class, in short; its index as text where it has none.
 
     Args:
         num_classes: K.
-        dataset: Dataset of timm or torchvision with the classes of the model. Without one, models with as many classes
+        dataset: Dataset of timm or torchvision with the classes of the model.
+        label_names: Names [K] that the model itself has kept. Without them and a dataset, models with as many classes
             as ImageNet or one of its larger sets have its classes.
     """
     by_index: Dict[int, str] = {index: str(name) for name, index in class_indices(dataset).items()}
+    by_index.update(enumerate(label_names or []))
     subset = infer_imagenet_subset(dict(num_classes=num_classes))
     if subset is not None:
         info = ImageNetInfo(subset)

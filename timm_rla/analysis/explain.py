@@ -6,9 +6,10 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 import torch.nn as nn
 from PIL import Image
-from timm.data import create_transform, get_img_extensions
+from timm.data import create_transform
 from torchvision import transforms
 
+from ..common.datasets import IMAGE_TYPES, image_mode
 from ..common.errors import UserError, blame, one_line
 from ..common.networks import Network
 from .attention import attention_modules, normalize_attention, record_attention, stack_attention
@@ -24,6 +25,7 @@ class ImageNetwork(NamedTuple):
     name: str
     model: nn.Module  # on its device
     data_config: Dict[str, Any]  # timm's
+    label_names: Optional[List[str]]  # of its classes by index, if they are known
     transform: transforms.Compose  # image to normalised pixels [in_chans, H, W]
 
 
@@ -56,7 +58,7 @@ def find_images(names: Sequence[str]) -> Tuple[List[Path], List[str]]:
     problems: List[str] = []
     for path in map(Path, names):
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in get_img_extensions(as_set=True))
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_TYPES)
             if not found:
                 problems.append(f'{path}: a folder without images')
             paths += found
@@ -87,7 +89,7 @@ def explain(
         names: Sequence[str],
         target: Optional[int] = None,
         layers: Optional[Sequence[str]] = None,
-        image_mode: Optional[str] = None,
+        mode: Optional[str] = None,
 ) -> Explanation:
     """Class activation maps of an image, and its layer attention where a network has any, for one class.
 
@@ -98,7 +100,7 @@ def explain(
         names: Names of the classes [K].
         target: Class to explain, in [0, K); the one that the last network predicts if None.
         layers: Names of the modules to show; the last norm of each residual block if None.
-        image_mode: Mode of PIL that the image is converted to; by the number of input channels if None.
+        mode: Mode of PIL that the image is converted to; by the number of input channels if None.
 
     Returns:
         The networks in their order; the title says what the last one predicts.
@@ -106,9 +108,9 @@ def explain(
     Raises:
         UserError: A network has no such layer, or cannot take the image.
     """
-    observed = [_observe(networks[-1], image, target, layers, image_mode)]
+    observed = [_observe(networks[-1], image, target, layers, mode)]
     shown = int(observed[0].cam.target)
-    observed = [_observe(network, image, shown, layers, image_mode) for network in networks[:-1]] + observed
+    observed = [_observe(network, image, shown, layers, mode) for network in networks[:-1]] + observed
     title = f'{title}: {_class_text(observed[-1], names, shown)}'
     predicted = int(observed[-1].probabilities.argmax())
     if target is None:
@@ -138,11 +140,11 @@ def _observe(
         image: Image.Image,
         target: Optional[int],
         layers: Optional[Sequence[str]],
-        image_mode: Optional[str],
+        mode: Optional[str],
 ) -> _Observation:
     in_chans = network.data_config['input_size'][0]
     with blame('model input', RuntimeError, ValueError):
-        pixels = network.transform(image.convert(image_mode or ('RGB' if in_chans == 3 else 'L')))  # [in_chans, H, W]
+        pixels = network.transform(image.convert(mode or image_mode(in_chans)))  # [in_chans, H, W]
     model = network.model
     device = next(model.parameters()).device
     has_attention = bool(attention_modules(model))

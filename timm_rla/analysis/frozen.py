@@ -1,57 +1,111 @@
-"""Mean layer attentions over a dataset, and how much accuracy depends on more than them."""
+"""Layer attentions held at their means: timm's plain network from them, and what of the accuracy they carried."""
+import copy
 import math
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from timm.utils import unwrap_model
 
 from ..common.device import Placement
 from ..common.progress import Progress
-from .attention import record_attention
+from ..models.freeze import plain_network
+from .attention import attention_modules
+from .attention_statistics import images_of_process, measure_attention
+from .hooks import hooked
+from .moments import Moments
 
-__all__ = ['Comparison', 'compare', 'correct_predictions', 'mean_attention']
+__all__ = [
+    'Comparison', 'block_values', 'compare', 'correct_predictions', 'freeze_at', 'freeze_attention', 'held_attention',
+    'spreads', 'what_attention_carries',
+]
+
+TOLERANCE = 1e-10  # of logits in float64, relative to the largest
 
 
-def mean_attention(
-        model: nn.Module,
-        loader: Any,
-        placement: Placement,
-        log_interval: int = 50,
-) -> Dict[str, torch.Tensor]:
-    """Mean layer attention of each block over all images of all processes; one batch at a time.
+def freeze_attention(model: nn.Module, loader: Any, **model_kwargs: Any) -> nn.Module:
+    """timm's plain network that returns what an RLA network returns with its attentions held at their means.
 
     Args:
-        model: RLA network, on its device.
-        loader: Loader of this process, of batches [B, in_chans, H, W] with labels.
-        placement: Where the model is.
-        log_interval: Batches between lines of a log.
+        model: RLA network, not folded, on the device and in the type in which it runs.
+        loader: Batches of images [B, in_chans, H, W], normalised, and labels [B] in [0, num_classes).
+        **model_kwargs: Arguments that the network was created with, such as `attn_layer`.
 
     Returns:
-        By the names of the blocks, [1] or, of RLA-vector, [C], float64 on the CPU.
+        timm's network of the same depth, in eval mode, with the type and the device of `model`, which is left as it is.
 
     Raises:
-        ValueError: The model has no layer attention.
+        ValueError: The model has no layer attention, has an intra-layer attention that cannot be rescaled, or was
+            created with other arguments.
     """
-    sums: Dict[str, torch.Tensor] = {}
-    count = 0
-    model.eval()
-    progress = Progress('Mean attention', len(loader), log_interval, 0, placement.primary)
-    with torch.inference_mode(), record_attention(model) as attention, progress:
-        for images, target in loader:
-            images, _ = placement.place_batch(images, target)
-            with placement.autocast():
-                model(images)
-            for name, a in attention.items():
-                sums[name] = sums.get(name, 0) + a.double().sum(0).cpu()
-            count += len(images)
-            progress.update(len(images) * placement.world_size)
-    parts: List[Any] = [(sums, count)]
-    if placement.distributed:
-        parts = [None] * placement.world_size
-        dist.all_gather_object(parts, (sums, count))
-    total = sum(part_count for _, part_count in parts)
-    return {name: sum(part[name] for part, _ in parts) / total for name in sums}
+    model = unwrap_model(model)
+    parameter = next(model.parameters())
+    training = model.training
+    moments = measure_attention(model, loader, Placement(parameter.device, parameter.dtype), channels=True)
+    model.train(training)
+    means = {name: values[0] for name, values in block_values(model, moments.over_groups().mean).items()}
+    images, _ = next(iter(loader))
+    return freeze_at(model, means, images[:2], **model_kwargs)
+
+
+def block_values(model: nn.Module, values: torch.Tensor) -> Dict[str, torch.Tensor]:
+    """Values of each channel of each block [K, sum of C] -> by the names of the blocks [K, C]"""
+    heads = attention_modules(model)
+    return dict(zip(heads, values.split([head.fc2.out_features for head in heads.values()], 1)))
+
+
+@contextmanager
+def held_attention(model: nn.Module, values: Dict[str, torch.Tensor]) -> Iterator[None]:
+    """Hold layer attentions at given values.
+
+    Args:
+        model: RLA network.
+        values: By the names of blocks, a_l, [C], [1, C] or [B, C]; looked up in each forward pass, so that they may
+            change. Other blocks keep their attention.
+    """
+    heads = attention_modules(model)
+
+    def hold(name: str) -> Any:
+        return lambda head, args, output: values[name].to(output).expand_as(output)
+
+    with hooked(model, {heads[name]: hold(name) for name in values}):
+        yield
+
+
+def freeze_at(
+        model: nn.Module,
+        means: Dict[str, torch.Tensor],
+        images: torch.Tensor,
+        **model_kwargs: Any,
+) -> nn.Module:
+    """timm's plain network of an RLA network with constant attentions, computed and checked in float64.
+
+    Args:
+        model: RLA network, not folded.
+        means: Attention of each block by its name, [1] or, of RLA-vector, [C]; in (0, 1).
+        images: Some images [B, in_chans, H, W], normalised, to check with.
+        **model_kwargs: Arguments that the network was created with.
+
+    Returns:
+        The network, in eval mode, with the type and the device of `model`.
+
+    Raises:
+        RuntimeError: In float64, logits differ by more than 1e-10 of the largest.
+        ValueError: As `plain_network`.
+    """
+    exact = copy.deepcopy(model).cpu().double().eval()
+    plain = plain_network(exact, means, **model_kwargs)
+    images = images.cpu().double()
+    with torch.no_grad():
+        with held_attention(exact, means):
+            expected = exact(images)
+        deviation = ((plain(images) - expected).abs().max() / expected.abs().max()).item()
+    if not deviation <= TOLERANCE:
+        raise RuntimeError(f'the plain network deviates by {deviation:.1e} from the one with constant attentions')
+    parameter = next(model.parameters())
+    return plain.to(device=parameter.device, dtype=parameter.dtype)
 
 
 def correct_predictions(
@@ -60,17 +114,41 @@ def correct_predictions(
         placement: Placement,
         label: str,
         log_interval: int = 50,
+        held: Optional[Dict[str, torch.Tensor]] = None,
 ) -> torch.Tensor:
-    """For each image of this process, in order, whether the model's first choice is its label: bool [n]."""
-    correct = []
+    """For each image of all processes, once, whether the model's first choice is its label: bool [n].
+
+    The order is the same in every call.
+
+    Args:
+        model: Classifier, on its device.
+        loader: Validation loader of this process.
+        placement: Where the model is.
+        label: What the progress is shown as.
+        log_interval: Batches between lines of a log.
+        held: Attentions to hold, by the names of blocks: [1, C] for all images, or [K, C] for those of each class.
+    """
+    correct: List[torch.Tensor] = []
+    left = images_of_process(loader, placement)
+    current = dict(held or {})
     model.eval()
-    with torch.inference_mode(), Progress(label, len(loader), log_interval, 0, placement.primary) as progress:
+    progress = Progress(label, len(loader), log_interval, 0, placement.primary)
+    with torch.inference_mode(), held_attention(model, current), progress:
         for images, target in loader:
             images, target = placement.place_batch(images, target)
+            for name, values in (held or {}).items():
+                current[name] = values[target.cpu()] if len(values) > 1 else values
             with placement.autocast():
-                correct.append((model(images).argmax(1) == target).cpu())
-            progress.update(len(images))
-    return torch.cat(correct)
+                right = model(images).argmax(1) == target
+            count = min(len(images), left)
+            left -= count
+            correct.append(right[:count].cpu())
+            progress.update(len(images) * placement.world_size)
+    parts = [torch.cat(correct)]
+    if placement.distributed:
+        parts = [parts[0]] * placement.world_size
+        dist.all_gather_object(parts, parts[0])
+    return torch.cat(parts)
 
 
 class Comparison(NamedTuple):
@@ -79,6 +157,10 @@ class Comparison(NamedTuple):
     second: float
     difference: float  # second - first
     interval: Optional[Tuple[float, float]]  # 95 %, None with less than two images
+
+    def __str__(self) -> str:
+        interval = '' if self.interval is None else ' (95 % interval {:+.2f} to {:+.2f})'.format(*self.interval)
+        return f'{self.second:.2f} %, {self.difference:+.2f} points{interval}'
 
 
 def compare(first: torch.Tensor, second: torch.Tensor) -> Comparison:
@@ -97,3 +179,58 @@ def compare(first: torch.Tensor, second: torch.Tensor) -> Comparison:
         half = 1.959964 * differences.std().item() / math.sqrt(len(differences))
         interval = mean - half, mean + half
     return Comparison(100 * first.double().mean().item(), 100 * second.double().mean().item(), mean, interval)
+
+
+def spreads(moments: Moments, model: nn.Module) -> Dict[str, Dict[str, float]]:
+    """Of each block the mean of its attention, and its standard deviations over images and over the means of classes.
+
+    Of RLA-vector all three are means over the channels.
+
+    Args:
+        moments: Of K classes and all channels of all blocks, as from `measure_attention`.
+        model: RLA network.
+    """
+    whole = moments.over_groups()
+    present = moments.count > 0
+    weights = (moments.count / moments.count.sum())[present, None]
+    classes = (weights * (moments.mean[present] - whole.mean) ** 2).sum(0, keepdim=True).sqrt()
+    columns = [block_values(model, values) for values in (whole.mean, whole.std, classes)]
+    return {
+        name: dict(zip(('mean', 'std', 'class_std'), (column[name].mean().item() for column in columns)))
+        for name in columns[0]
+    }
+
+
+def what_attention_carries(
+        model: nn.Module,
+        moments: Moments,
+        attended: torch.Tensor,
+        loader: Any,
+        placement: Placement,
+        log_interval: int = 50,
+) -> Dict[str, Any]:
+    """Accuracy with the attentions held at the means of each image's class, and with one block at a time held.
+
+    The first reads the labels: no classifier, but it tells whether attention depends on more than the class.
+
+    Args:
+        model: RLA network with K classes, on its device.
+        moments: Of K classes and all channels of all blocks, as from `measure_attention`.
+        attended: What `correct_predictions` says of the model as it is.
+        loader: Validation loader of this process.
+        placement: Where the model is.
+        log_interval: Batches between lines of a log.
+
+    Returns:
+        `class_means`, and by the names of the blocks `held`: a Comparison with the model as it is, each as a dict.
+    """
+    def compare_held(label: str, held: Dict[str, torch.Tensor]) -> Dict[str, Any]:
+        correct = correct_predictions(model, loader, placement, label, log_interval, held)
+        return compare(attended, correct)._asdict()
+
+    whole = moments.over_groups().mean
+    classes = moments.mean.where(moments.count[:, None] > 0, whole)  # of classes without images the mean of all
+    return dict(
+        class_means=compare_held('Means of classes', block_values(model, classes)),
+        held={name: compare_held(f'Mean in {name}', {name: mean}) for name, mean in block_values(model, whole).items()},
+    )

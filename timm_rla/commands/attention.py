@@ -55,7 +55,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     if not blocks:
         raise UserError(f'--model {network.name}: has no layer attention; networks named rla_* have')
     loader = validation_loader(args, network, place)
-    names = class_names(network.model.num_classes, loader.dataset)
+    names = class_names(network.model.num_classes, loader.dataset, network.label_names)
     classes = [find_class(text, names) for text in args.classes] if args.classes else None
     moments = measure_attention(place.place_model(network.model), loader, place, args.log_freq)
     total = int(moments.count.sum())

@@ -12,6 +12,7 @@ from ..benchmark.precision import PRECISIONS
 from ..benchmark.results import check_output, format_rows, update
 from ..benchmark.suites import SUITES
 from ..benchmark.variants import SUFFIXES
+from ..common.device import default_device
 from ..common.errors import UserError
 from ..common.options import OptionParser
 
@@ -50,7 +51,7 @@ def benchmark_parser() -> OptionParser:
     add('--modes', nargs='+', choices=('train', 'infer'), default=['train', 'infer'], help='kinds of steps')
     add('-b', '--batch-size', type=count, nargs='+', default=[256], metavar='N', help='batch sizes')
     add('--img-size', type=count, metavar='N', help='image size, that of the first model if not given')
-    add('--device', default='cuda', help='cpu, cuda or cuda:N')
+    add('--device', default=default_device(), help='cpu, cuda or cuda:N')
     add('--precision', default='float32', choices=tuple(PRECISIONS), help='numeric precision')
     add('--channels-last', action='store_true', help='use channels_last memory layout')
     add('--torchcompile', nargs='?', const='inductor', default='', metavar='BACKEND', help='compile the models')

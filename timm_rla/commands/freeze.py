@@ -1,5 +1,6 @@
 """`timm-rla freeze CHECKPOINT --data-dir DATA`: make timm's plain network of one that was trained with attention."""
 import argparse
+import json
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -7,8 +8,17 @@ import torch
 from timm.utils import setup_default_logging
 
 from ..analysis.attention import attention_modules
-from ..analysis.frozen import compare, correct_predictions, mean_attention
+from ..analysis.attention_statistics import measure_attention
+from ..analysis.frozen import (
+    block_values,
+    compare,
+    correct_predictions,
+    freeze_at,
+    spreads,
+    what_attention_carries,
+)
 from ..common.checkpoint import read_checkpoint, training_options
+from ..common.device import default_device
 from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.networks import NetworkSpec, load_network
@@ -20,7 +30,7 @@ from ..common.options import (
     validation_loader,
 )
 from ..common.table import format_columns
-from ..models.freeze import freeze_attention, plain_arguments, plain_name
+from ..models.freeze import plain_arguments, plain_name
 
 __all__ = ['main']
 
@@ -36,13 +46,16 @@ def freeze_parser() -> OptionParser:
     add('checkpoint', metavar='CHECKPOINT', help='checkpoint of a training run of an RLA network')
     add('--output', metavar='FILE', help='checkpoint to write, frozen.pth.tar beside CHECKPOINT if not given')
     add('--use-ema', action='store_true', help='take the EMA weights')
+    add('--study', action='store_true',
+        help='also write a .json beside --output: spread of each attention, and accuracy with the means of each class, '
+             'and with one block at a time held at its mean')
     add_reader_options(add)
     add('--split', metavar='NAME', default='train', help='split whose mean attention is taken')
     add('--val-split', metavar='NAME', default='validation', help='split whose accuracy is printed, none if empty')
     add('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
     add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
     add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
-    add('--device', default='cuda', help='device to use')
+    add('--device', default=default_device(), help='device to use')
     add_precision_options(add)
     parser.set_defaults(data=None, num_samples=None, no_prefetcher=False, pin_mem=False, crop_border_pixels=None)
     return parser
@@ -64,20 +77,42 @@ def main(argv: Optional[List[str]] = None) -> None:
     if not attention_modules(network.model):
         raise UserError(f'CHECKPOINT {args.checkpoint}: {network.name} has no layer attention; networks rla_* have')
     model = place.place_model(network.model)
-    means = mean_attention(model, validation_loader(args, network, place), place, args.log_freq)
+    loader = validation_loader(args, network, place)
+    moments = measure_attention(model, loader, place, args.log_freq, channels=True)
+    if not moments.count.sum():
+        raise UserError(f'--split {args.split}: holds no images')
+    whole = block_values(model, moments.over_groups().mean)
+    images, _ = next(iter(loader))
     with blame(f'CHECKPOINT {args.checkpoint}', ValueError):
-        plain = place.place_model(freeze_attention(model, means, **(options.get('model_kwargs') or {})))
+        plain = freeze_at(
+            model, {name: mean[0] for name, mean in whole.items()}, images[:2], **(options.get('model_kwargs') or {}))
+    plain = place.place_model(plain)
+    study: Dict[str, Any] = dict(
+        model=network.name, split=args.split, images=int(moments.count.sum()), blocks=spreads(moments, model))
     if args.val_split:
         loader = validation_loader(args, network, place, args.val_split)
-        result = compare(*(correct_predictions(m, loader, place, label, args.log_freq)
-                           for m, label in ((model, 'With attention'), (plain, 'With means'))))
-        lower, upper = result.interval or (float('nan'),) * 2
-        print(f'Top-1 with attention {result.first:.2f} %, with its means {result.second:.2f} %: '
-              f'{result.difference:+.2f} points ({lower:+.2f} to {upper:+.2f})')
+        attended, frozen = (correct_predictions(m, loader, place, label, args.log_freq)
+                            for m, label in ((model, 'With attention'), (plain, 'With means')))
+        result = compare(attended, frozen)
+        study.update(val_split=args.val_split, val_images=len(attended), means=result._asdict())
+        if place.primary:
+            print(f'Top-1 with attention {result.first:.2f} %, with its means {result}')
+        if args.study:
+            study.update(what_attention_carries(model, moments, attended, loader, place, args.log_freq))
     if place.primary:
-        print(format_columns([(name, f'{a.mean():.4f}') for name, a in means.items()], left=1))
+        columns = ('mean', 'std', 'class_std')
+        print(format_columns([('block', 'mean', 'std', 'std of classes'), *(
+            (name, *(f'{block[key]:.4f}' for key in columns)) for name, block in study['blocks'].items())], left=1))
+        if args.study:
+            _write_study(study, output.with_name(output.name.removesuffix('.tar').removesuffix('.pth') + '.json'))
         _save(plain, content, options, output)
         print(output)
+
+
+def _write_study(study: Dict[str, Any], path: Path) -> None:
+    with blame(f'--study {path}', OSError), replacing(path) as temporary:
+        temporary.write_text(json.dumps(study, indent=1) + '\n')
+    print(path)
 
 
 def _save(plain: torch.nn.Module, content: Dict[str, Any], options: Dict[str, Any], output: Path) -> None:

@@ -102,5 +102,7 @@ def _load_networks(args: argparse.Namespace, placement: Placement) -> Sequence[I
 def _class_names(args: argparse.Namespace, network: ImageNetwork) -> List[str]:
     """Names of the classes of a network: of the dataset, if the options name one."""
     source, num_classes = data_source(args), network.model.num_classes
-    dataset = open_dataset(source, args.split, num_classes=num_classes) if source.data_dir or source.dataset else None
-    return class_names(num_classes, dataset)
+    dataset = None
+    if source.data_dir or source.dataset:
+        dataset = open_dataset(source, args.split, num_classes=num_classes, names=network.label_names)
+    return class_names(num_classes, dataset, network.label_names)

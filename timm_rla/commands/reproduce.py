@@ -62,13 +62,15 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 def report(results: Results, seeds: List[int], note: str) -> List[Path]:
     """Write table and pictures beside the runs; returns the files."""
-    from ..reproduce.plots import plot_curves, plot_differences
+    from ..reproduce.plots import plot_attentions, plot_curves, plot_differences
     from ..reproduce.report import report_rows, title, write_csv, write_markdown
+    from ..reproduce.studies import markdown_lines, read_studies
 
     rows = report_rows(results, list(dict.fromkeys(seeds)))
     heading = title(results, note)
+    studied = read_studies(results, rows)
     written = [
-        write_markdown(results.path / 'report.md', heading, rows),
+        write_markdown(results.path / 'report.md', heading, rows, markdown_lines(studied)),
         write_csv(results.path / 'report.csv', rows),
     ]
     if any(row.errors for row in rows):
@@ -76,4 +78,6 @@ def report(results: Results, seeds: List[int], note: str) -> List[Path]:
             plot_curves(results, rows, heading, results.path / 'curves.png'),
             plot_differences(rows, heading, results.path / 'differences.png'),
         ]
+    if studied:
+        written.append(plot_attentions(studied, heading, results.path / 'attentions.png'))
     return written

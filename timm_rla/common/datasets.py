@@ -1,16 +1,28 @@
-"""Datasets: timm's own, with every sample checked."""
+"""Datasets: timm's own, with every sample and every class accounted for."""
 import os
-from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
 
 from .errors import UserError, blame
 
-__all__ = ['DataSource', 'StrictImageDataset', 'check_same_classes', 'class_indices', 'open_dataset']
+__all__ = [
+    'DataSource', 'IMAGE_TYPES', 'StrictImageDataset', 'check_same_classes', 'class_indices', 'describe_dataset',
+    'image_mode', 'label_names', 'open_dataset',
+]
 
-SPLIT_SYNONYMS = {'train': ('train', 'training'), 'validation': ('validation', 'val', 'eval', 'evaluation')}
+IMAGE_TYPES = (  # what Pillow reads; timm itself takes the first three
+    '.png', '.jpg', '.jpeg', '.jfif', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.gif', '.jp2', '.ppm', '.pgm', '.pbm',
+    '.tga',
+)
+SPLITS = (  # names of one split, the first two rows as in timm
+    ('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test', 'testing'),
+)
+SHOWN = 5  # names in a line
+_MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # of Pillow, by the number of channels
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,17 @@ class DataSource:
     def option(self) -> str:
         """The option that names it, for messages."""
         return f'--dataset {self.dataset}' if self.dataset else f'--data-dir {self.data_dir}'
+
+
+def image_mode(in_chans: int) -> str:
+    """Mode that Pillow converts images to for a network of 1 to 4 input channels.
+
+    Raises:
+        UserError: There is none.
+    """
+    if in_chans not in _MODES:
+        raise UserError(f'--in-chans {in_chans}: images are read with {", ".join(map(str, _MODES))} channels')
+    return _MODES[in_chans]
 
 
 class StrictImageDataset(ImageDataset):
@@ -58,6 +81,8 @@ def open_dataset(
         num_samples: Optional[int] = None,
         batch_size: int = 1,
         need_split: bool = False,
+        counted_by: str = '--num-classes',
+        names: Optional[Sequence[str]] = None,
         **kwargs: Any,
 ) -> Any:
     """Open one split of a dataset.
@@ -69,55 +94,121 @@ def open_dataset(
         num_classes: Classes of the model, not checked if None.
         num_samples: Samples in an iterable split.
         batch_size: Images in a batch, which iterable datasets take into account.
-        need_split: An image folder must hold its splits; timm takes the root for each if it does not.
+        need_split: An image folder must hold its splits; else the folder of a split itself will do.
+        counted_by: What says `num_classes`, for the message.
+        names: Names of the model's classes by index, if they are known. Classes of the dataset get the index of their
+            name, so that a folder without one of them does not shift the others.
         **kwargs: Further arguments of timm's `create_dataset`.
 
     Raises:
-        UserError: Missing or empty folder, unknown dataset, or more classes than the model has.
+        UserError: Missing or empty folder, unknown dataset, more classes than the model has, or classes of other names.
     """
     if not source.dataset:
         _check_folder(source.data_dir, split, need_split)
-    with blame(source.option, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
-               TypeError, ValueError):  # what timm's readers, torchvision and datasets raise for names they do not know
-        dataset = create_dataset(
-            source.dataset,
-            root=source.data_dir,
-            split=split,
-            class_map=source.class_map,
-            download=source.download,
-            batch_size=batch_size,
-            input_img_mode=source.input_img_mode or ('RGB' if in_chans == 3 else 'L'),
-            input_key=source.input_key,
-            target_key=source.target_key,
-            num_samples=num_samples,
-            trust_remote_code=source.trust_remote_code,
-            **kwargs,
-        )
+    create = _creation(source, split, in_chans, num_samples, batch_size, **kwargs)
+    dataset = create(source.class_map)
+    if names and not source.class_map:
+        indices = _indices_by_name(class_indices(dataset), names, source.option)
+        if indices != class_indices(dataset):
+            dataset = create(indices)
     if type(dataset) is ImageDataset:
         dataset = StrictImageDataset(source.data_dir, reader=dataset.reader, input_img_mode=dataset.input_img_mode)
     indices = class_indices(dataset)
+    if '' in indices:  # timm's name for the class of images that lie in no folder of a class
+        raise UserError(f'{source.option}: images outside of the folders of classes, in {dataset.reader.root}')
     if num_classes is not None and indices and max(indices.values()) >= num_classes:
-        raise UserError(f'--num-classes {num_classes}: the dataset has {max(indices.values()) + 1} classes')
+        raise UserError(f'{counted_by} {num_classes}: the dataset has {max(indices.values()) + 1} classes')
     return dataset
 
 
+def _creation(
+        source: DataSource,
+        split: str,
+        in_chans: int,
+        num_samples: Optional[int],
+        batch_size: int,
+        **kwargs: Any,
+) -> Callable[[Any], Any]:
+    """timm's `create_dataset` as a function of the class map alone."""
+    if not source.input_key and not source.dataset and os.path.isdir(source.data_dir):
+        source = replace(source, input_key=';'.join(IMAGE_TYPES))  # what timm's reader of folders takes them for
+
+    def create(class_map: Any) -> Any:
+        with blame(source.option, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
+                   TypeError, ValueError):  # of timm's readers, torchvision, datasets for unknown names
+            return create_dataset(
+                source.dataset,
+                root=source.data_dir,
+                split=split,
+                class_map=class_map,
+                download=source.download,
+                batch_size=batch_size,
+                input_img_mode=source.input_img_mode or image_mode(in_chans),
+                input_key=source.input_key,
+                target_key=source.target_key,
+                num_samples=num_samples,
+                trust_remote_code=source.trust_remote_code,
+                **kwargs,
+            )
+
+    return create
+
+
 def _check_folder(root: Optional[str], split: str, need_split: bool) -> None:
+    """Complain of a folder where timm would not find the split, or would take all splits for classes of one."""
     if not root:
         raise UserError('--data-dir: not given, where is the dataset?')
     if not os.path.exists(root):
         raise UserError(f'--data-dir {root}: no such folder')
     if os.path.isfile(root):
         return
-    names = next((names for names in SPLIT_SYNONYMS.values() if split in names), (split,))
+    names = next((names for names in SPLITS if split in names), (split,))
     folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not folders or (need_split and not set(names) & set(folders)):
-        found = f'holds {", ".join(folders[:5])}' if folders else 'holds no folders'
-        raise UserError(f'--data-dir {root}: {found}, where a folder {" or ".join(names)} is expected')
+    if split in folders or set(names) & set(folders):
+        return
+    splits = [name for name in folders if any(name in names for names in SPLITS) and _holds_folders(root, name)]
+    if not folders or need_split or splits:
+        found = f'holds {_shorten(folders)}' if folders else 'holds no folders'
+        option = '--val-split' if need_split else '--split'
+        others = [name for name in splits if name not in SPLITS[0]]
+        hint = f'; {option} {others[0]} takes that one' if others and split not in SPLITS[0] else ''
+        raise UserError(f'--data-dir {root}: {found}, where a folder {" or ".join(names)} is expected{hint}')
 
+
+def _holds_folders(root: str, name: str) -> bool:
+    return any(entry.is_dir() for entry in os.scandir(os.path.join(root, name)))
+
+
+def _shorten(names: Sequence[Any]) -> str:
+    return ', '.join(map(str, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
+
+
+# Classes -----------------------------------------------------------------------------------------------------------
 
 def class_indices(dataset: Any) -> Dict[Any, int]:
     """Index of each class by its name; empty where a dataset does not say."""
-    return getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {}
+    reader = getattr(dataset, 'reader', dataset)
+    return getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
+
+
+def label_names(dataset: Any) -> Optional[List[str]]:
+    """Name of each class by its index; None where a dataset does not name each."""
+    names = {index: name for name, index in class_indices(dataset).items() if isinstance(name, str)}
+    return [names[index] for index in sorted(names)] if names and set(names) == set(range(len(names))) else None
+
+
+def _indices_by_name(indices: Dict[Any, int], names: Sequence[str], option: str) -> Dict[Any, int]:
+    """The model's own index of each class of a dataset.
+
+    Raises:
+        UserError: A class that the model does not have.
+    """
+    own = {name: index for index, name in enumerate(names)}
+    foreign = [name for name in indices if name not in own]
+    if foreign:
+        raise UserError(f'{option}: class {foreign[0]!r} is none of those that the network was trained on '
+                        f'({_shorten(names)}); a --class-map can say which index each class has')
+    return {name: own[name] for name in indices}
 
 
 def check_same_classes(train: Any, evaluation: Any) -> None:
@@ -133,3 +224,41 @@ def check_same_classes(train: Any, evaluation: Any) -> None:
         differ = sorted(set(classes[0].items()) ^ set(classes[1].items()))
         raise UserError(f'--data-dir: classes of the splits differ, first in {differ[0][0]!r}; a --class-map can say '
                         'which index each class has')
+
+
+# What was found ----------------------------------------------------------------------------------------------------
+
+def describe_dataset(dataset: Any, split: str) -> str:
+    """One line: images and classes of a split, and what of an image folder was left out and why.
+
+    Args:
+        dataset: As from `open_dataset`.
+        split: Name of the split.
+    """
+    count = f'{len(dataset):,} images' if hasattr(dataset, '__len__') else 'a stream of images'
+    names = list(class_indices(dataset))
+    classes = f', {len(names)} classes ({_shorten(names)})' if names else ''
+    left_out = ''
+    if type(dataset) is StrictImageDataset and os.path.isdir(getattr(dataset.reader, 'root', None) or ''):
+        left_out = _left_out(dataset.reader.root, len(dataset))
+    return f'{split}: {count}{classes}{left_out}'
+
+
+def _left_out(root: str, taken: int) -> str:
+    """What lies in an image folder and is no image of a class."""
+    endings: Counter = Counter()
+    without_images = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        files = [os.path.splitext(name)[1].lower() for name in files if not name.startswith('.')]
+        endings.update(files)
+        if not subfolders and not set(files) & set(IMAGE_TYPES):
+            without_images.append(os.path.relpath(folder, root))
+    other = [f'{count} {ending or "without ending"}' for ending, count in sorted(endings.items())
+             if ending not in IMAGE_TYPES]
+    images = sum(count for ending, count in endings.items() if ending in IMAGE_TYPES)
+    reasons = [
+        f'left out as no images: {_shorten(other)}' if other else '',
+        f'left out as of no class of the network or class map: {images - taken}' if images > taken else '',
+        f'folders without images: {_shorten(sorted(without_images))}' if without_images else '',
+    ]
+    return ''.join(f'; {reason}' for reason in reasons if reason)

@@ -9,7 +9,7 @@ from timm.utils.distributed import init_distributed_device_so
 
 from .errors import UserError, blame
 
-__all__ = ['Placement', 'place']
+__all__ = ['Placement', 'default_device', 'place']
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Placement:
         return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()
 
 
+def default_device() -> str:
+    """'cuda' where there is a GPU, else 'cpu'."""
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
 def place(
         device: str,
         model_dtype: Optional[str] = None,
@@ -66,6 +71,8 @@ def place(
     if torch.cuda.is_available():  # as timm's scripts
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+    elif device.startswith('cuda'):
+        raise UserError(f'--device {device}: PyTorch finds no GPU here; --device cpu runs without one')
     with blame(f'--device {device}', AssertionError, RuntimeError, ValueError):
         found = init_distributed_device_so(device)
     return Placement(

@@ -1,7 +1,8 @@
 """Networks by name: created, or as a checkpoint of a training run names them, with the images that they take."""
+import logging
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import timm
 import torch
@@ -16,8 +17,13 @@ __all__ = [
     'InputSpec', 'Network', 'NetworkSpec', 'build_model', 'compile_model', 'load_network', 'restore_network',
 ]
 
+_logger = logging.getLogger(__name__)
+
 # What timm and its layers raise for arguments that they reject, and what loading pretrained weights raises
 _BUILD_ERRORS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+SAVED = ('hf-hub:', 'hf_hub:', 'local-dir:')  # how names of models begin that are saved somewhere, with their weights
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,11 @@ class NetworkSpec:
 
 
 class Network(NamedTuple):
-    """A network and timm's data configuration for it."""
+    """A network, timm's data configuration for it, and the names of its classes by index, if they are known."""
     name: str
     model: nn.Module
     data_config: Dict[str, Any]
+    label_names: Optional[List[str]] = None
 
 
 def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwargs: Any) -> nn.Module:
@@ -123,7 +130,7 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
     Raises:
         UserError: Unknown model or model argument, or a value that the model rejects.
     """
-    if not name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(name):
+    if not name.startswith(SAVED) and not timm.is_model(name):
         raise UserError(f'--model {name}: no such model (timm.list_models() lists them); '
                         f'{closest(name, timm.list_models())}')
     with blame(f'--model {name}', *_BUILD_ERRORS):
@@ -174,17 +181,29 @@ def restore_network(
     Raises:
         UserError: Unknown model, or a checkpoint of another model.
     """
+    pretrained = spec.pretrained or spec.model.startswith(SAVED)
+    if verbose and not pretrained and checkpoint is None:
+        _logger.warning(f'{spec.model}: random weights; --checkpoint or --pretrained loads trained ones')
     model = build_model(
         spec.model,
         spec.model_kwargs,
-        pretrained=spec.pretrained,
+        pretrained=pretrained and checkpoint is None,
         num_classes=spec.num_classes,
         in_chans=spec.input.channels,
         global_pool=spec.global_pool,
     )
     if checkpoint is not None:
         load_weights(model, checkpoint, source, use_ema=spec.use_ema)
-    return Network(spec.model, model, spec.input.resolve(model, spec.use_test_size, verbose))
+    data_config = spec.input.resolve(model, spec.use_test_size, verbose)
+    return Network(spec.model, model, data_config, _label_names(model, training_options(checkpoint or {})))
+
+
+def _label_names(model: nn.Module, trained: Dict[str, Any]) -> Optional[List[str]]:
+    """Names of a model's classes, as the training run or the Hub has kept them."""
+    names = trained.get('label_names') or model.pretrained_cfg.get('label_names')
+    if isinstance(names, (list, tuple)) and len(names) == model.num_classes and all(isinstance(n, str) for n in names):
+        return list(names)
+    return None
 
 
 def compile_model(model: nn.Module, backend: Optional[str], mode: Optional[str]) -> nn.Module:

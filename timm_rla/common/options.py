@@ -1,13 +1,14 @@
 """Options that commands share, and what they say: where data are, which network, on which device."""
 import argparse
+import logging
 import sys
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 import yaml
 from timm.utils import ParseKwargs
 
-from .datasets import DataSource, open_dataset
-from .device import Placement, place
+from .datasets import DataSource, describe_dataset, open_dataset
+from .device import Placement, default_device, place
 from .errors import UserError, blame
 from .loaders import LoaderSpec, create_eval_loader
 from .networks import InputSpec, Network, NetworkSpec
@@ -17,6 +18,8 @@ __all__ = [
     'OptionParser', 'add_data_options', 'add_model_options', 'add_precision_options', 'add_reader_options',
     'data_source', 'input_spec', 'loader_spec', 'network_spec', 'parse', 'placement', 'validation_loader',
 ]
+
+_logger = logging.getLogger(__name__)
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -116,7 +119,7 @@ def add_model_options(add: Callable[..., Any]) -> None:
     add('--mean', type=float, nargs='+', help='mean pixel value per channel, in [0, 1]')
     add('--std', type=float, nargs='+', help='standard deviation per channel')
     add('--interpolation', default='', metavar='NAME', help='image resize interpolation')
-    add('--device', default='cuda', help='device to use')
+    add('--device', default=default_device(), help='device to use')
 
 
 def add_precision_options(add: Callable[..., Any]) -> None:
@@ -191,7 +194,7 @@ def validation_loader(
     """Loader of the images that `add_data_options` name, of `split` or that of the options, in the network's input.
 
     Raises:
-        UserError: Missing or empty folder, or more classes than the network has.
+        UserError: Missing or empty folder, or classes that the network does not have.
     """
     dataset = open_dataset(
         data_source(args),
@@ -200,7 +203,11 @@ def validation_loader(
         num_classes=network.model.num_classes,
         num_samples=args.num_samples,
         batch_size=args.batch_size,
+        counted_by='--num-classes' if getattr(args, 'num_classes', None) else f'classes of {network.name}:',
+        names=network.label_names,
     )
+    if place.primary:
+        _logger.info(describe_dataset(dataset, split or args.split))
     return create_eval_loader(
         dataset,
         loader_spec(args),

@@ -113,7 +113,7 @@ def build_card(
         'Architecture': f'`{options["model"]}`',
         'Parameters': f'{sum(p.numel() for p in network.model.parameters()):,}',
         'Input': ' x '.join(map(str, network.data_config['input_size'])),
-        'Classes': network.model.num_classes,
+        'Classes': _classes(network),
         'Dataset': dataset,
         'Epochs': None if epoch is None else epoch + 1,
         'Weights': 'exponential moving average' if use_ema else None,
@@ -161,6 +161,12 @@ def _metadata(
         model_name=name if results else None,
         eval_results=results,
     )
+
+
+def _classes(network: Network) -> str:
+    names = network.label_names or []
+    shown = ', '.join(names[:20]) + (', ...' if len(names) > 20 else '')
+    return f'{network.model.num_classes}' + (f' ({shown})' if names else '')
 
 
 def _accuracy(row: Dict[str, float]) -> str:

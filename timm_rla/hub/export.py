@@ -106,6 +106,8 @@ def _save(network: Network, folder: Path, spec: NetworkSpec) -> None:
     if spec.global_pool:
         args['global_pool'] = spec.global_pool
 
+    if network.label_names:
+        config['label_names'] = network.label_names
     cfg = config['pretrained_cfg']
     if size != list(network.model.pretrained_cfg['input_size'][1:]):
         cfg['pool_size'] = None

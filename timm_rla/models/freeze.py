@@ -13,7 +13,7 @@ import torch.nn as nn
 from .network import RecurrentBlock
 from .warm_start import INPUT_WEIGHTS, is_added, last_norm
 
-__all__ = ['freeze_attention', 'plain_arguments', 'plain_name']
+__all__ = ['plain_arguments', 'plain_name', 'plain_network']
 
 ARGUMENTS = ('context', 'context_dim', 'hidden_dim', 'reduction', 'vector')  # of layer attention
 
@@ -36,7 +36,7 @@ def plain_arguments(name: str, model_kwargs: Dict[str, Any]) -> Dict[str, Any]:
     return kwargs
 
 
-def freeze_attention(
+def plain_network(
         model: nn.Module,
         attention: Dict[str, torch.Tensor],
         **model_kwargs: Any,
@@ -52,7 +52,8 @@ def freeze_attention(
         timm's network of the same depth, in eval mode, with the type and the device of `model`.
 
     Raises:
-        ValueError: A block without attention, or an intra-layer attention that cannot be rescaled.
+        ValueError: A block without attention, an intra-layer attention that cannot be rescaled, or other arguments than
+            the network was created with.
     """
     name = plain_name(model.pretrained_cfg['architecture'])
     kwargs = plain_arguments(name, model_kwargs)
@@ -67,7 +68,11 @@ def freeze_attention(
             if block_name not in attention:
                 raise ValueError(f'no attention for block {block_name}; there is one for {", ".join(attention)}')
             _absorb(state, block_name, block, attention[block_name])
-    plain.load_state_dict(state)
+    try:
+        plain.load_state_dict(state)
+    except RuntimeError as e:
+        raise ValueError(f'{name} with the arguments {kwargs} is not the network without attention; give those that '
+                         f'the network was created with') from e
     return plain.eval()
 
 

@@ -10,8 +10,9 @@ from ..common.summary import read_summary
 from .plan import Run
 from .report import Row
 from .runs import Results
+from .studies import Studied
 
-__all__ = ['plot_curves', 'plot_differences']
+__all__ = ['plot_attentions', 'plot_curves', 'plot_differences']
 
 
 def _panels(rows: Sequence[Row]) -> List[List[Row]]:
@@ -89,4 +90,33 @@ def plot_differences(rows: Sequence[Row], heading: str, output: Path) -> Path:
     axes.set_title(heading, fontsize='medium', wrap=True)
     if shown:
         figure.legend(loc='outside lower center', ncols=2, frameon=False)
+    return save_picture(figure, output)
+
+
+def plot_attentions(studied: Sequence[Studied], heading: str, output: Path) -> Path:
+    """Attention of each block with its standard deviation over images, and what is lost where it is held at its mean.
+
+    Args:
+        studied: Cells with their studies, one or more.
+        heading: Title of the picture.
+        output: File to write; PNG, SVG or PDF by its ending.
+    """
+    figure, (left, right) = import_pyplot().subplots(1, 2, figsize=(9, 4.2), layout='constrained')
+    for index, entry in enumerate(studied):
+        blocks = np.arange(1, len(entry.blocks()) + 1)
+        mean, std = (np.array([entry.spread(block, column) for block in entry.blocks()]) for column in ('mean', 'std'))
+        held = np.array([entry.held(block) for block in entry.blocks()])  # [L, seeds]
+        color = COLORS[index % len(COLORS)]
+        left.plot(blocks, mean, 'o-', color=color, markersize=3, linewidth=1.2, label=entry.cell.name)
+        left.fill_between(blocks, mean - std, mean + std, color=color, alpha=0.25, linewidth=0)
+        right.plot(blocks, held.mean(1), 'o-', color=color, markersize=3, linewidth=1.2)
+        right.fill_between(blocks, held.min(1), held.max(1), color=color, alpha=0.2, linewidth=0)
+    left.set(xlabel='Block', ylabel='Attention, mean and std over images', ylim=(0, 1))
+    right.set(xlabel='Block', ylabel='Error added, this block held at its mean (points)')
+    right.axhline(0, color='black', linewidth=0.8)
+    for ax in (left, right):
+        tidy_axes(ax)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(frameon=False, fontsize='small')
+    figure.suptitle(heading, fontsize='medium', wrap=True)
     return save_picture(figure, output)

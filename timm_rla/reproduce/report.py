@@ -15,7 +15,7 @@ from ..common.summary import read_summary
 from .plan import Cell, Run, Table
 from .runs import Results
 
-__all__ = ['Row', 'paired_interval', 'report_rows', 'title', 'write_csv', 'write_markdown']
+__all__ = ['Row', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_csv', 'write_markdown']
 
 CONFIDENCE = 0.95
 
@@ -96,6 +96,11 @@ def report_rows(results: Results, seeds: Sequence[int]) -> List[Row]:
     return rows
 
 
+def format_interval(interval: Optional[Tuple[float, float]]) -> str:
+    """In words, also if there is none."""
+    return 'needs two seeds' if interval is None else f'{interval[0]:+.2f} to {interval[1]:+.2f}'
+
+
 def _number(value: Optional[float], digits: int = 2, sign: bool = False) -> str:
     return '' if value is None else f'{value:{"+" if sign else ""}.{digits}f}'
 
@@ -115,8 +120,8 @@ def title(results: Results, data: str) -> str:
     return ', '.join(parts)
 
 
-def write_markdown(path: Path, heading: str, rows: Sequence[Row]) -> Path:
-    """Write the table as Markdown; returns `path`."""
+def write_markdown(path: Path, heading: str, rows: Sequence[Row], more: Sequence[str] = ()) -> Path:
+    """Write the table as Markdown, and more lines below it; returns `path`."""
     lines = [
         f'# {heading}',
         '',
@@ -130,16 +135,14 @@ def write_markdown(path: Path, heading: str, rows: Sequence[Row]) -> Path:
         here = 'missing' if row.mean is None else f'{row.mean:.2f}'
         if row.std is not None:
             here += f' ± {row.std:.2f}'
-        interval = '' if row.interval is None else f'{row.interval[0]:+.2f} to {row.interval[1]:+.2f}'
-        if row.cell.key != 'plain' and row.interval is None:
-            interval = 'needs two seeds'
+        interval = '' if row.cell.key == 'plain' else format_interval(row.interval)
         cells = [
             row.cell.dataset, row.cell.name, _number(row.cell.paper_error), here, f'{len(row.errors)} of {row.planned}',
             _number(row.difference, sign=True), interval, _number(row.params, 3), _number(row.cell.paper_params, 3),
         ]
         lines.append(f'| {" | ".join(cells)} |')
     with replacing(path) as temporary:
-        temporary.write_text('\n'.join(lines) + '\n')
+        temporary.write_text('\n'.join([*lines, *more]) + '\n')
     return path
 
 

@@ -1,34 +1,60 @@
 """The images of a training run: both splits, timm's loaders, and CIFAR's pad-and-crop."""
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from timm.data import FastCollateMixup, Mixup
 from torchvision import transforms
 
-from ..common.datasets import DataSource, check_same_classes, open_dataset
+from ..common.datasets import DataSource, check_same_classes, class_indices, label_names, open_dataset
 from ..common.device import Placement
 from ..common.errors import UserError
 from ..common.loaders import LoaderSpec, create_eval_loader, load_batches
 from .in_memory import InMemoryLoader, check_augmentation, decode
 from .rng import RngTracker
 
-__all__ = ['PAD', 'DataSpec', 'TrainData', 'create_train_loader', 'open_data']
+__all__ = [
+    'PAD', 'DataSpec', 'SplitSpec', 'Splits', 'TrainData', 'create_loaders', 'create_train_loader', 'open_splits',
+]
 
 PAD = 4  # pixels on each side, He et al., section 4.2
 
 
 @dataclass(frozen=True)
-class DataSpec:
-    """What a run reads, and how it is augmented."""
+class SplitSpec:
+    """What a run reads."""
     source: DataSource
-    loader: LoaderSpec  # of training
-    eval_loader: LoaderSpec
+    batch_size: int
     train_split: str = 'train'
     val_split: str = 'validation'  # no validation if empty
     train_num_samples: Optional[int] = None  # of iterable splits
     val_num_samples: Optional[int] = None
     seed: int = 42
     repeats: float = 0.  # passes over the dataset in an epoch, if not 0
+
+
+class Splits(NamedTuple):
+    """Datasets of a run."""
+    train: Any
+    evaluation: Any  # None without validation
+
+    @property
+    def num_classes(self) -> Optional[int]:
+        """Classes of the training split; None where it does not say."""
+        indices = class_indices(self.train)
+        return max(indices.values()) + 1 if indices else None
+
+    @property
+    def label_names(self) -> Optional[List[str]]:
+        """Their names; None where it does not say."""
+        return label_names(self.train)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """How images are augmented, and batches loaded."""
+    loader: LoaderSpec  # of training
+    eval_loader: LoaderSpec
+    seed: int = 42
     augmentation: Optional[Dict[str, Any]] = None  # arguments of timm's `create_loader`
     mixup: Optional[Dict[str, Any]] = None  # arguments of timm's `Mixup`, empty for none
     pad: bool = False  # pad by 4 pixels and crop, instead of the random resized crop
@@ -76,32 +102,44 @@ class TrainData:
             self.train_rng.disable_mixup()
 
 
-def open_data(spec: DataSpec, data_config: Dict[str, Any], num_classes: int, placement: Placement) -> TrainData:
+def open_splits(spec: SplitSpec, in_chans: int, num_classes: Optional[int] = None) -> Splits:
     """Open both splits.
 
     Args:
         spec: What to read.
+        in_chans: Channels that images are converted to.
+        num_classes: Classes that the user has asked for, None if not.
+
+    Raises:
+        UserError: Missing or empty folder, more classes than asked for, or classes of the splits that differ.
+    """
+    common = dict(in_chans=in_chans, num_classes=num_classes, batch_size=spec.batch_size, need_split=True)
+    train = open_dataset(
+        spec.source, spec.train_split, num_samples=spec.train_num_samples, is_training=True, seed=spec.seed,
+        repeats=spec.repeats, **common)
+    if not spec.val_split:
+        return Splits(train, None)
+    evaluation = open_dataset(
+        spec.source, spec.val_split, num_samples=spec.val_num_samples, is_training=False, **common)
+    check_same_classes(train, evaluation)
+    return Splits(train, evaluation)
+
+
+def create_loaders(splits: Splits, spec: DataSpec, data_config: Dict[str, Any], placement: Placement) -> TrainData:
+    """Loaders of both splits.
+
+    Args:
+        splits: As from `open_splits`.
+        spec: Augmentation and batches.
         data_config: timm's data configuration of the network.
-        num_classes: Classes of the network.
         placement: Where the images go.
 
     Raises:
-        UserError: Missing or empty folder, more classes than the network has, classes of the splits that differ, or
-            not one whole batch.
+        UserError: Not one whole batch, or what `--in-memory` does not do.
     """
-    in_chans = data_config['input_size'][0]
-    dataset = open_dataset(
-        spec.source, spec.train_split, in_chans, num_classes, spec.train_num_samples, spec.loader.batch_size,
-        need_split=True, is_training=True, seed=spec.seed, repeats=spec.repeats)
-    eval_dataset = None
-    if spec.val_split:
-        eval_dataset = open_dataset(
-            spec.source, spec.val_split, in_chans, num_classes, spec.val_num_samples, spec.loader.batch_size,
-            need_split=True, is_training=False)
-        check_same_classes(dataset, eval_dataset)
     mixup = Mixup(**spec.mixup) if spec.mixup and not (spec.loader.prefetcher and not spec.in_memory) else None
     make = _in_memory_loaders if spec.in_memory else _ordinary_loaders
-    train_loader, eval_loader = make(dataset, eval_dataset, spec, data_config, placement)
+    train_loader, eval_loader = make(splits.train, splits.evaluation, spec, data_config, placement)
     return TrainData(train_loader, eval_loader, bool(spec.mixup), mixup)
 
 
@@ -155,7 +193,7 @@ def create_train_loader(
         mixup: Dict[str, Any],
         pad: bool = False,
 ) -> Any:
-    """Training loader, which mixes if it has the prefetcher. Arguments as in `DataSpec` and `open_data`.
+    """Training loader, which mixes if it has the prefetcher. Arguments as in `DataSpec` and `create_loaders`.
 
     Raises:
         UserError: Not one whole batch.

@@ -10,10 +10,11 @@ from typing import Any, Callable, Dict, Optional
 
 from timm.utils import ParseKwargs
 
+from ..common.device import default_device
 from ..common.options import OptionParser, add_reader_options, data_source, input_spec, loader_spec
-from .data import DataSpec
+from .data import DataSpec, SplitSpec
 
-__all__ = ['UNSUPPORTED', 'data_spec', 'loss_arguments', 'model_arguments', 'train_parser']
+__all__ = ['UNSUPPORTED', 'data_spec', 'loss_arguments', 'model_arguments', 'split_spec', 'train_parser']
 
 UNSUPPORTED: Dict[str, Any] = {
     # other ways to load data
@@ -56,7 +57,7 @@ def _add_model(add: Callable[..., Any]) -> None:
     add('--initial-checkpoint', default='', metavar='FILE', help='checkpoint to load after initialisation')
     add('--resume', default='', metavar='FILE', help="checkpoint to go on from; 'auto': the last of this experiment")
     add('--no-resume-opt', action='store_true', help='do not take the optimizer state from --resume')
-    add('--num-classes', type=int, metavar='N', help="classes, the model's default if not given")
+    add('--num-classes', type=int, metavar='N', help='classes; if not given, those of the data')
     add('--gp', metavar='POOL', help='global pooling: fast, avg, max, avgmax, avgmaxc')
     add('--img-size', type=int, metavar='N', help='image size')
     add('--in-chans', type=int, metavar='N', help='input channels')
@@ -78,7 +79,7 @@ def _add_model(add: Callable[..., Any]) -> None:
 
 
 def _add_device(add: Callable[..., Any]) -> None:
-    add('--device', default='cuda', help='device to use')
+    add('--device', default=default_device(), help='device to use')
     add('--amp', action='store_true', help='mixed precision')
     add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='lower precision of --amp')
     add('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='dtype of the model itself, without --amp')
@@ -239,8 +240,22 @@ def model_arguments(args: argparse.Namespace) -> Dict[str, Any]:
     )
 
 
+def split_spec(args: argparse.Namespace) -> SplitSpec:
+    """What a run reads."""
+    return SplitSpec(
+        data_source(args),
+        args.batch_size,
+        args.train_split,
+        args.val_split,
+        args.train_num_samples,
+        args.val_num_samples,
+        args.seed,
+        args.epoch_repeats,
+    )
+
+
 def data_spec(args: argparse.Namespace, num_classes: int, interpolation: str) -> DataSpec:
-    """What a run reads, and how it is augmented.
+    """How images are augmented, and batches loaded.
 
     Args:
         args: Options.
@@ -250,15 +265,9 @@ def data_spec(args: argparse.Namespace, num_classes: int, interpolation: str) ->
     loader = loader_spec(args)
     pads = args.train_crop_mode == 'pad' and not args.no_aug
     return DataSpec(
-        data_source(args),
         loader,
         replace(loader, batch_size=args.validation_batch_size or args.batch_size),
-        args.train_split,
-        args.val_split,
-        args.train_num_samples,
-        args.val_num_samples,
         args.seed,
-        args.epoch_repeats,
         augmentation=dict(
             no_aug=args.no_aug,
             re_prob=args.reprob,

@@ -13,18 +13,19 @@ import torch.nn as nn
 import yaml
 from timm import utils
 from timm.layers import convert_sync_batchnorm
-from timm.models import safe_model_name
+from timm.models import get_pretrained_cfg, safe_model_name
 
 from ..common.checkpoint import load_weights, read_checkpoint
+from ..common.datasets import describe_dataset
 from ..common.device import Placement
 from ..common.errors import UserError, blame
 from ..common.evaluation import evaluate
 from ..common.networks import compile_model
 from ..common.options import input_spec, placement
-from .data import TrainData, open_data
+from .data import Splits, TrainData, create_loaders, open_splits
 from .epoch import Trainer
 from .folder import RunFolder, load_resume_state
-from .options import data_spec, loss_arguments, model_arguments
+from .options import data_spec, loss_arguments, model_arguments, split_spec
 from .rng import get_rng_state, set_rng_state
 from .setup import (
     create_loss,
@@ -63,12 +64,17 @@ def train(options: argparse.Namespace) -> Path:
         rank=place.rank, local_rank=place.local_rank, prefetcher=not args.no_prefetcher)
     utils.random_seed(args.seed, place.rank)
 
+    in_chans = _input_channels(args)
+    splits = open_splits(split_spec(args), in_chans, args.num_classes)
+    _take_classes(splits, args, place)
     model = create_network(
         args.model, args.model_kwargs, model_arguments(args), args.pretrained_path, args.initial_checkpoint,
         args.head_init_scale, args.head_init_bias, args.grad_checkpointing)
     if args.num_classes is None:
         args.num_classes = model.num_classes
     data_config = input_spec(args).resolve(model)
+    if data_config['input_size'][0] != in_chans:  # of a model from the Hub: nothing said so before it was there
+        splits = open_splits(split_spec(args), data_config['input_size'][0], args.num_classes)
     folder = RunFolder(_run_dir(args.output, args.experiment, args.resume, args.model, data_config, place), place.rank)
     checkpoint = folder.find_checkpoint(args.resume)
     if place.primary:
@@ -81,7 +87,7 @@ def train(options: argparse.Namespace) -> Path:
         model = convert_sync_batchnorm(model)
 
     spec = data_spec(args, args.num_classes, data_config['interpolation'])
-    data = open_data(spec, data_config, args.num_classes, place)
+    data = create_loaders(splits, spec, data_config, place)
     run = _prepare(args, model, data, checkpoint, place)
     if place.primary:
         folder.open(_create_saver(run, folder.path, args), yaml.safe_dump(vars(options)), run.metric)
@@ -98,6 +104,26 @@ def train(options: argparse.Namespace) -> Path:
         _logger.info(f'Best {run.metric} {folder.saver.best_metric:.4f} in epoch {folder.saver.best_epoch + 1}; '
                      f'checkpoints in {folder.path}')
     return folder.path
+
+
+def _input_channels(args: argparse.Namespace) -> int:
+    """Channels of the images, as far as the options and the name of the model tell."""
+    config = get_pretrained_cfg(args.model, allow_unregistered=True)
+    return input_spec(args).channels or (config.input_size[0] if config is not None else 3)
+
+
+def _take_classes(splits: Splits, args: argparse.Namespace, place: Placement) -> None:
+    """Say what was found, and put the number of classes, if it was not given, and their names into the options."""
+    found = args.num_classes is None and splits.num_classes is not None
+    if found:
+        args.num_classes = splits.num_classes
+    args.label_names = splits.label_names  # for who reads the checkpoints; timm's scripts pass over it
+    if place.primary:
+        for dataset, split in zip(splits, (args.train_split, args.val_split)):
+            if dataset is not None:
+                _logger.info(describe_dataset(dataset, split))
+        if found:
+            _logger.info(f'--num-classes is not given: {args.num_classes}, those of the data')
 
 
 def _run_dir(

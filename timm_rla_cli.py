@@ -1,5 +1,11 @@
-"""The command line, `timm-rla COMMAND`: each command is a module of `commands`, imported when it is called."""
+"""The command line, `timm-rla COMMAND`: each command is a module of `timm_rla.commands`, imported when it is called.
+
+It stands outside the package, whose import takes PyTorch and timm along: --help, --version and a mistyped command
+answer at once.
+"""
+import difflib
 import importlib
+import importlib.metadata
 import os
 import sys
 from typing import List, Optional
@@ -28,31 +34,36 @@ def _usage() -> str:
                       'commands:', *lines, '', 'timm-rla COMMAND --help tells its options'])
 
 
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f'did you mean {close[0]}?' if close else f'there are {", ".join(COMMANDS)}'
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Run a command.
 
     Returns:
         The exit code: 2 for bad input, which is said in one line. TIMM_RLA_TRACEBACK=1 shows where it was found.
     """
-    from .common.errors import UserError
-
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
     if name in ('-h', '--help'):
         print(_usage())
         return 0
     if name == '--version':
-        from .version import __version__
-        print(__version__)
+        print(importlib.metadata.version('timm_rla'))
         return 0
+    if name not in COMMANDS:
+        print(f'timm-rla: error: {name}: no such command; {_suggestion(name)}', file=sys.stderr)
+        return 2
+    from timm_rla.common.errors import UserError
+
     try:
-        if name not in COMMANDS:
-            raise UserError(f'{name}: no such command; there are {", ".join(COMMANDS)}')
-        importlib.import_module(f'.commands.{name}', __package__).main(rest)
+        importlib.import_module(f'timm_rla.commands.{name}').main(rest)
     except UserError as e:
         if os.environ.get('TIMM_RLA_TRACEBACK') == '1':
             raise
         if os.environ.get('RANK', '0') == '0':
-            print(f'timm-rla {name}: error: {e}' if name in COMMANDS else f'timm-rla: error: {e}', file=sys.stderr)
+            print(f'timm-rla {name}: error: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f'timm-rla {name}: interrupted', file=sys.stderr)

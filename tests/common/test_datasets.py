@@ -1,0 +1,146 @@
+"""What is read, what is left out, and which class is which."""
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import timm_rla_cli as cli
+from timm_rla.common.datasets import DataSource, describe_dataset, image_mode, label_names, open_dataset
+from timm_rla.common.errors import UserError
+
+ENDINGS = ('.png', '.jpg', '.webp', '.bmp', '.tif', '.TIFF', '.gif', '.ppm')
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two splits of three classes, in files of all kinds."""
+    root = tmp_path / 'photos'
+    for split in ('train', 'valid'):
+        for value, name in enumerate(('cat', 'dog', 'owl')):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for ending in ENDINGS:
+                Image.new('RGB', (8, 8), (80 * value, 100, 50)).save(folder / f'a{ending}')
+    return root
+
+
+def open_photos(root, split='validation', **kwargs):
+    return open_dataset(DataSource(data_dir=str(root)), split, **kwargs)
+
+
+def test_every_kind_of_image_is_read(photos):
+    for split in ('train', 'validation'):  # `valid`, by a synonym
+        dataset = open_photos(photos, split)
+        assert len(dataset) == 3 * len(ENDINGS) and label_names(dataset) == ['cat', 'dog', 'owl']
+        assert [dataset[i][1] for i in range(len(dataset))] == [0] * 8 + [1] * 8 + [2] * 8
+        assert describe_dataset(dataset, split) == f'{split}: 24 images, 3 classes (cat, dog, owl)'
+
+
+def test_what_is_left_out_is_said(photos):
+    (photos / 'train' / 'cat' / 'notes.txt').write_text('')
+    (photos / 'train' / 'dog' / 'b.heic').write_text('')
+    (photos / 'train' / 'dog' / 'c.heic').write_text('')
+    (photos / 'train' / '.DS_Store').write_text('')
+    (photos / 'train' / 'fox').mkdir()
+    text = describe_dataset(open_photos(photos, 'train'), 'train')
+    assert text == ('train: 24 images, 3 classes (cat, dog, owl); left out as no images: 2 .heic, 1 .txt; folders '
+                    'without images: fox')
+
+
+def test_classes_go_by_their_names(photos):
+    shutil.rmtree(photos / 'valid' / 'cat')
+    dataset = open_photos(photos, names=['cat', 'dog', 'owl'], num_classes=3)
+    assert [dataset[i][1] for i in range(len(dataset))] == [1] * 8 + [2] * 8
+    with pytest.raises(UserError, match=r"class 'dog' is none of those .* \(cat, owl\); a --class-map"):
+        open_photos(photos, names=['cat', 'owl'])
+    (photos / 'map.txt').write_text('owl\ndog\n')
+    mapped = open_dataset(DataSource(str(photos), class_map=str(photos / 'map.txt')), 'validation', names=['a', 'b'])
+    assert [mapped[i][1] for i in range(len(mapped))] == [1] * 8 + [0] * 8
+    (photos / 'map.txt').write_text('owl\n')
+    mapped = open_dataset(DataSource(str(photos), class_map=str(photos / 'map.txt')), 'validation')
+    assert 'left out as of no class of the network or class map: 8' in describe_dataset(mapped, 'x')
+
+
+def test_splits_are_never_classes(photos):
+    (photos / 'valid').rename(photos / 'test')
+    with pytest.raises(UserError, match='holds test, train, where .* valid .* is expected; --split test takes that'):
+        open_photos(photos)
+    with pytest.raises(UserError, match='; --val-split test takes that one'):
+        open_photos(photos, need_split=True)
+    assert len(open_photos(photos, 'test')) == 24
+    assert len(open_photos(photos / 'test')) == 24  # the folder of a split itself
+    (photos / 'test' / 'cat').rename(photos / 'test' / 'train')  # trains may be what it is about
+    assert label_names(open_photos(photos / 'test')) == ['dog', 'owl', 'train']
+
+
+def test_images_outside_of_classes(photos):
+    shutil.copy(photos / 'train' / 'cat' / 'a.png', photos / 'train')
+    with pytest.raises(UserError, match='images outside of the folders of classes, in .*train'):
+        open_photos(photos, 'train')
+
+
+def test_too_many_classes_names_who_counted(photos):
+    with pytest.raises(UserError, match='^classes of the network: 2: the dataset has 3 classes'):
+        open_photos(photos, num_classes=2, counted_by='classes of the network:')
+
+
+def test_channels(photos):
+    assert [image_mode(n) for n in (1, 2, 3, 4)] == ['L', 'LA', 'RGB', 'RGBA']
+    with pytest.raises(UserError, match='--in-chans 5'):
+        image_mode(5)
+
+
+COMMON = ['--device', 'cpu', '--workers', '0']
+TRAIN = ['train', *COMMON, '--model', 'rla_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', '--img-size', '8',
+         '--batch-size', '12', '--epochs', '1', '--experiment', 'run']
+
+
+@pytest.fixture
+def trained(photos, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO):
+        assert cli.main([*TRAIN, '--data-dir', str(photos)]) == 0
+    assert '--num-classes is not given: 3, those of the data' in caplog.text
+    assert 'train: 24 images, 3 classes (cat, dog, owl)' in caplog.text
+    return tmp_path / 'output' / 'train' / 'run' / 'last.pth.tar'
+
+
+def test_names_stay_with_the_weights(trained, photos, tmp_path, capsys, caplog):
+    args = torch.load(trained, weights_only=False)['args']
+    assert args.num_classes == 3 and args.label_names == ['cat', 'dog', 'owl']
+    picture = ['gradcam', str(photos / 'valid' / 'owl' / 'a.png'), '--device', 'cpu', '--class', 'owl']
+    assert cli.main([*picture, '--checkpoint', str(trained)]) == 0  # without the folder
+    assert 'a.png: owl, ' in capsys.readouterr().out
+
+    assert cli.main(['export', str(trained), 'export']) == 0
+    assert json.loads((tmp_path / 'export' / 'config.json').read_text())['label_names'] == ['cat', 'dog', 'owl']
+    assert 'Classes:** 3 (cat, dog, owl)' in (tmp_path / 'export' / 'README.md').read_text()
+    caplog.clear()
+    assert cli.main([*picture, '--model', f'local-dir:{tmp_path / "export"}']) == 0  # with its weights
+    assert 'a.png: owl, ' in capsys.readouterr().out and 'random weights' not in caplog.text
+    assert cli.main([*picture[:4], '--model', 'rla_resnet20_cifar']) == 0
+    assert 'rla_resnet20_cifar: random weights' in caplog.text
+
+
+def test_a_missing_class_shifts_nothing(trained, photos, capsys):
+    """Each image alone in a folder of its class, which is then the only class there."""
+    validate = ['validate', *COMMON, '--checkpoint', str(trained), '--data-dir']
+    assert cli.main([*validate, str(photos)]) == 0
+    whole = json.loads(capsys.readouterr().out.split('--result')[1])['top1']
+    parts = []
+    for name in ('cat', 'dog', 'owl'):
+        alone = photos / 'alone' / name
+        shutil.copytree(photos / 'valid' / name, alone / name)
+        assert cli.main([*validate, str(alone)]) == 0
+        parts.append(json.loads(capsys.readouterr().out.split('--result')[1])['top1'])
+    assert sum(parts) / 3 == pytest.approx(whole, abs=1e-3)
+
+
+def test_classes_of_another_network(trained, photos, capsys):
+    (photos / 'valid' / 'owl').rename(photos / 'valid' / 'eagle')
+    for command in ('validate', 'attention'):
+        assert cli.main([command, *COMMON, '--checkpoint', str(trained), '--data-dir', str(photos)]) == 2
+        assert "class 'eagle' is none of those" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""What the attentions of a table's runs do, and the accuracy without them (`timm-rla freeze --study`)."""
+import json
+import statistics
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from ..common.errors import blame
+from .plan import Cell, Run
+from .report import Row, format_interval, paired_interval
+from .runs import Results
+
+__all__ = ['Studied', 'markdown_lines', 'read_studies']
+
+STUDY = 'frozen.json'  # of a run, as `timm-rla freeze RUN/last.pth.tar --study` writes it
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A cell whose runs have been studied. All lists are by seed."""
+    cell: Cell
+    studies: List[Dict[str, Any]]
+
+    def gains(self, kind: str) -> List[float]:
+        """Percentage points of top-1 error that go with attention held; `kind` is 'means' or 'class_means'."""
+        return [-study[kind]['difference'] for study in self.studies]
+
+    def blocks(self) -> List[str]:
+        return list(self.studies[0]['blocks'])
+
+    def spread(self, block: str, column: str) -> float:
+        """'mean', 'std' or 'class_std' of a block's attention, mean over the seeds."""
+        return statistics.mean(study['blocks'][block][column] for study in self.studies)
+
+    def held(self, block: str) -> List[float]:
+        """Percentage points of top-1 error that come with one block's attention held at its mean."""
+        return [-study['held'][block]['difference'] for study in self.studies]
+
+
+def read_studies(results: Results, rows: Sequence[Row]) -> List[Studied]:
+    """Studies of finished runs, for each row that has one.
+
+    Raises:
+        UserError: A file that is damaged.
+    """
+    studied = []
+    for row in rows:
+        studies = []
+        for seed in row.errors:
+            path = results.path / Run(row.cell, seed).name / STUDY
+            if path.is_file():
+                with blame(str(path), OSError, LookupError, TypeError, ValueError):
+                    study = json.loads(path.read_text())
+                    study['means']['difference'], study['class_means']['difference'], study['held'], study['blocks']
+                    studies.append(study)
+        if studies:
+            studied.append(Studied(row.cell, studies))
+    return studied
+
+
+def _change(values: Sequence[float]) -> Tuple[str, str]:
+    interval: Optional[Tuple[float, float]] = paired_interval(values)
+    return f'{statistics.mean(values):+.2f}', format_interval(interval)
+
+
+def markdown_lines(studied: Sequence[Studied]) -> List[str]:
+    """Two tables: error with held attentions, and each block's attention."""
+    if not studied:
+        return []
+    lines = [
+        '',
+        '## With attention, and with its means',
+        '',
+        'Change of the top-1 error, in percentage points, when every attention is held at its mean over the training '
+        'images, or over those of the image\'s class, which reads the label. Mean over seeds, with its 95 % '
+        't-interval; above 0 the attention of the single image was worth something.',
+        '',
+        '| network | n | means | interval | means of classes | interval |',
+        '|---|---|---|---|---|---|',
+    ]
+    for entry in studied:
+        cells = [entry.cell.name, str(len(entry.studies)), *_change(entry.gains('means')),
+                 *_change(entry.gains('class_means'))]
+        lines.append(f'| {" | ".join(cells)} |')
+    lines += [
+        '',
+        'Attention of each block: mean, standard deviation over images, standard deviation of the means of classes '
+        '(means over seeds; of RLA-vector also over channels), and the change of the top-1 error when this block alone '
+        'is held at its mean.',
+        '',
+        '| network | block | mean | std | std of classes | held alone |',
+        '|---|---|---|---|---|---|',
+    ]
+    for entry in studied:
+        for block in entry.blocks():
+            spreads = [f'{entry.spread(block, column):.4f}' for column in ('mean', 'std', 'class_std')]
+            cells = [entry.cell.name, f'`{block}`', *spreads, f'{statistics.mean(entry.held(block)):+.3f}']
+            lines.append(f'| {" | ".join(cells)} |')
+    return lines

@@ -15,6 +15,7 @@ __all__ = ['COMMANDS', 'main']
 COMMANDS = {  # name, also of the module, and what --help says
     'train': "train a model, with the options of timm's train.py",
     'validate': "evaluate a model, with the options of timm's validate.py",
+    'predict': 'name the most probable classes of images',
     'attention': 'plot the layer attention over a validation set',
     'gradcam': 'plot what each block of a network looks at in images',
     'curves': 'plot loss and error of runs',
@@ -23,6 +24,7 @@ COMMANDS = {  # name, also of the module, and what --help says
     'benchmark': 'measure speed and memory of models beside each other',
     'export': 'write a checkpoint as a folder that timm and transformers load',
     'push': 'publish a checkpoint on the Hugging Face Hub',
+    'list': 'show the models and recipes of this package',
     'quickstart': 'train a small network on handwritten digits',
 }
 
@@ -56,7 +58,9 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(f'timm-rla: error: {name}: no such command; {_suggestion(name)}', file=sys.stderr)
         return 2
     from timm_rla.common.errors import UserError
+    from timm_rla.common.log import setup_logging
 
+    setup_logging()
     try:
         importlib.import_module(f'timm_rla.commands.{name}').main(rest)
     except UserError as e:

@@ -81,4 +81,15 @@ def test_bad_input(validate, options, words):
 
 
 def test_results_file_that_cannot_be_written(validate, tmp_path):
+    (tmp_path / 'no').write_text('a file')
     assert 'no/a.csv' in validate('--results-file', str(tmp_path / 'no' / 'a.csv'), code=2)
+
+
+def test_confusion_matrix(validate, tmp_path, capsys):
+    result = validate('--confusion', str(tmp_path / 'c.png'))
+    with open(tmp_path / 'c-classes.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 10 and sum(int(row['images']) for row in rows) == 30
+    assert 100 * sum(int(row['correct']) for row in rows) / 30 == pytest.approx(result['top1'], abs=1e-3)
+    assert (tmp_path / 'c.csv').is_file() and (tmp_path / 'c.png').stat().st_size > 10000
+    assert '.png, .svg or .pdf' in validate('--confusion', 'c.bmp', code=2)

@@ -1,46 +1,36 @@
 """Pictures of layer attention over the blocks (Figure 5): its mean over many images, and the mean of each class."""
-import re
 from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
 import torch
 
-from ..common.extras import import_pyplot
-from ..common.plotting import COLORS, HIGHLIGHT, save_picture, tidy_axes
+from ..common.plotting import COLORS, HIGHLIGHT, plain_label, save_picture, subplots, tidy_axes
 from .classes import short_name
 from .moments import Moments
 
-__all__ = ['block_labels', 'distinct_classes', 'first_blocks', 'label_blocks', 'plot_attention', 'plot_classes']
+__all__ = ['distinct_classes', 'first_blocks', 'label_blocks', 'plot_attention', 'plot_classes']
 
 CLASS_COLORS = COLORS[:-1]  # black is for all images
 MARKERS = 'osD^vP*X<>'
 SHOWN_CLASSES = 10  # more curves in one picture cannot be told apart
 
 
-def block_labels(blocks: Sequence[str]) -> List[str]:
-    """Stage and block as the paper counts them, 'layer2.0' -> '2-1'; other names as they are."""
-    return [re.sub(r'.*\blayer(\d+)\.(\d+)\b.*', lambda m: f'{m[1]}-{int(m[2]) + 1}', block) for block in blocks]
-
-
 def first_blocks(blocks: Sequence[str]) -> List[int]:
     """Indices of the first block of each stage."""
-    return [index for index, label in enumerate(block_labels(blocks)) if label.endswith('-1')]
+    return [index for index, block in enumerate(blocks) if block.endswith('.0')]
 
 
 def label_blocks(axes: Any, blocks: Sequence[str]) -> None:
-    """Write the names of the blocks under an axis; sideways if there are many."""
-    axes.set_xticks(range(len(blocks)), block_labels(blocks))
+    """Write the names of the blocks under an axis, sideways."""
+    axes.set_xticks(range(len(blocks)), [plain_label(block) for block in blocks])
     axes.set_xlim(-0.5, len(blocks) - 0.5)
-    if len(blocks) > 16:
-        axes.tick_params(axis='x', labelrotation=90, labelsize='small')
-    axes.set_xlabel('Stage-block')
+    axes.tick_params(axis='x', labelrotation=90, labelsize='small')
 
 
 def _new_figure(blocks: Sequence[str], panels: int = 1, legend: float = 0.) -> Any:
     """A figure and its axes, one above the other, with a place for each block; `legend` is its width on the right."""
     width = min(max(5.5, 1.5 + 0.25 * len(blocks)), 11.0) + legend
-    figure, axes = import_pyplot().subplots(
-        panels, sharex=True, squeeze=False, figsize=(width, 1.2 + 2.6 * panels), layout='constrained')
+    figure, axes = subplots(panels, sharex=True, squeeze=False, figsize=(width, 1.5 + 2.6 * panels))
     for panel in axes[:, 0]:
         tidy_axes(panel)
     label_blocks(axes[-1, 0], blocks)
@@ -69,7 +59,7 @@ def plot_attention(moments: Moments, blocks: Sequence[str], output: Path, title:
     first = first_blocks(blocks)
     axes.plot(first, mean[first], 's', color=HIGHLIGHT, markersize=5, label='first block of a stage', zorder=3)
     axes.set_ylabel('Layer attention')
-    axes.set_title(title, fontsize='medium')
+    axes.set_title(title and plain_label(title, 80), fontsize='medium')
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc='outside lower center', ncols=2, frameon=False)
     return save_picture(figure, output)
@@ -91,7 +81,8 @@ def plot_classes(
         classes: Optional[Sequence[int]] = None,
         title: Optional[str] = None,
 ) -> Path:
-    """Mean layer attention of classes, and below its difference from that of all images; other classes in grey.
+    """Mean layer attention of classes, and below its difference from that of all images, with the standard error of
+    the class's mean; other classes in grey.
 
     Args:
         moments: Statistics of K classes over L blocks.
@@ -114,19 +105,23 @@ def plot_classes(
             axes.plot(
                 curves[k], color='0.8', linewidth=0.5, zorder=1, rasterized=True,  # a thousand lines in an SVG
                 label='other classes' if k == others[0] else None)
+        errors = (moments.std / moments.count.clamp(min=1)[:, None].sqrt()) if axes is below else None
         for index, k in enumerate(classes):
-            axes.plot(
+            axes.errorbar(
+                range(len(blocks)),
                 curves[k],
+                None if errors is None else errors[k],
                 color=CLASS_COLORS[index % len(CLASS_COLORS)],
                 linestyle=('-', ':')[index // len(CLASS_COLORS) % 2],
                 marker=MARKERS[index % len(MARKERS)],
                 markersize=4,
                 linewidth=1,
-                label=short_name(names[k]),
+                elinewidth=0.8,
+                label=plain_label(f'{short_name(names[k])}, n = {int(moments.count[k]):,}'),
             )
         axes.plot((mean - reference)[0], '--', color='black', linewidth=1, label='all images', zorder=4)
     above.set_ylabel('Layer attention')
-    below.set_ylabel('Difference from all images')
-    above.set_title(title, fontsize='medium')
+    below.set_ylabel('Difference from all images,\n± standard error')
+    above.set_title(title and plain_label(title, 80), fontsize='medium')
     figure.legend(*above.get_legend_handles_labels(), loc='outside right upper', frameon=False, fontsize='small')
     return save_picture(figure, output)

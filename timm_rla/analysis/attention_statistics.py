@@ -1,6 +1,5 @@
 """Statistics of the layer attentions over a dataset: measured in one pass, as a table and as CSV."""
 import csv
-import math
 from pathlib import Path
 from typing import Any, List, Sequence, Tuple
 
@@ -9,14 +8,14 @@ import torch.nn as nn
 
 from ..common.device import Placement
 from ..common.errors import UserError, blame
+from ..common.evaluation import images_of_process
 from ..common.progress import Progress
 from ..common.table import format_columns
 from .attention import attention_modules, record_attention, stack_attention
-from .attention_plot import block_labels
 from .classes import short_name
 from .moments import Moments
 
-__all__ = ['format_table', 'images_of_process', 'measure_attention', 'write_csv']
+__all__ = ['format_table', 'measure_attention', 'write_csv']
 
 
 def measure_attention(
@@ -67,14 +66,6 @@ def measure_attention(
     return moments.over_processes()
 
 
-def images_of_process(loader: Any, placement: Placement) -> float:
-    """How many images are this process's own: after them timm's sampler repeats some, for all to have as many."""
-    dataset = getattr(loader, 'dataset', None)
-    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
-        return math.inf
-    return len(range(placement.rank, len(dataset), placement.world_size))
-
-
 def format_table(moments: Moments, blocks: Sequence[str], names: Sequence[str]) -> str:
     """Mean, standard deviation, and the classes with the highest and the lowest mean, of each block.
 
@@ -92,7 +83,7 @@ def format_table(moments: Moments, blocks: Sequence[str], names: Sequence[str]) 
     highest = moments.mean.where(present[:, None], -torch.inf).max(0)
     lowest = moments.mean.where(present[:, None], torch.inf).min(0)
     rows: List[Tuple[str, ...]] = [('block', 'mean', 'std', 'highest class', 'lowest class')]
-    for index, label in enumerate(block_labels(blocks)):
+    for index, label in enumerate(blocks):
         ends = [f'{ends.values[index]:.4f} {short_name(names[ends.indices[index]])}' for ends in (highest, lowest)]
         rows.append((label, f'{mean[index]:.4f}', f'{std[index]:.4f}', *ends))
     return format_columns(rows, left=len(rows[0]))

@@ -1,17 +1,32 @@
 """Loss and error of training runs over their epochs (the paper's Figure 3)."""
+import math
 from pathlib import Path
 from typing import Dict, List, Sequence
 
 from ..common.errors import UserError
-from ..common.extras import import_pyplot
-from ..common.plotting import COLORS, check_picture, save_picture, tidy_axes
+from ..common.plotting import COLORS, check_picture, plain_label, save_picture, subplots, tidy_axes
 from ..common.summary import SUMMARY, read_summary
 
 __all__ = ['plot_curves']
 
 
-def _label(run: Path) -> str:
-    return (run.parent if run.name == SUMMARY else run).resolve().name
+STYLES = ('-', '-.', (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))  # of validation, for more runs than there are colours
+TRAINING = dict(linewidth=0.8, alpha=0.6)
+
+
+def _labels(runs: Sequence[Path]) -> List[str]:
+    """Names of the runs' folders, with as many folders above as it takes to tell them apart."""
+    parts = [(run.parent if run.name == SUMMARY else run).resolve().parts for run in runs]
+    depths = [1] * len(runs)
+    while True:
+        labels = ['/'.join(part[-depth:]) for part, depth in zip(parts, depths)]
+        longer = [
+            depth + (labels.count(label) > 1 and depth < len(part))
+            for label, depth, part in zip(labels, depths, parts)
+        ]
+        if longer == depths:
+            return [plain_label(label, 50) for label in labels]
+        depths = longer
 
 
 def _column(rows: Sequence[Dict[str, float]], key: str) -> List[float]:
@@ -19,7 +34,7 @@ def _column(rows: Sequence[Dict[str, float]], key: str) -> List[float]:
 
 
 def plot_curves(runs: Sequence[Path], output: Path) -> Path:
-    """Write the picture: loss on the left, top-1 error on the right; training dashed, validation solid.
+    """Write the picture: loss on the left, thin in training, and top-1 error on the right.
 
     Args:
         runs: Folders of runs, or their summary.csv files.
@@ -40,19 +55,25 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
         tables[run] = rows
     check_picture(output)
 
-    figure, (loss, error) = import_pyplot().subplots(1, 2, figsize=(9, 3.6), layout='constrained')
-    for index, (run, rows) in enumerate(tables.items()):
-        style = dict(color=COLORS[index % len(COLORS)], marker='o' if len(rows) == 1 else None)
-        label = _label(run)
+    legend_rows = math.ceil(len(tables) / 2)
+    figure, (loss, error) = subplots(1, 2, figsize=(9, 3.6 + 0.24 * legend_rows))
+    for index, (label, rows) in enumerate(zip(_labels(list(tables)), tables.values())):
+        style = dict(
+            color=COLORS[index % len(COLORS)],
+            linestyle=STYLES[index // len(COLORS) % len(STYLES)],
+            marker='o' if len(rows) == 1 else None,  # a single epoch has no line
+        )
         epochs = [row['epoch'] + 1 for row in rows]
-        loss.plot(epochs, _column(rows, 'train_loss'), '--', label=f'{label}, training', **style)
+        loss.plot(epochs, _column(rows, 'train_loss'), label=label, **{**style, **TRAINING})
         if 'eval_loss' in rows[0]:
-            loss.plot(epochs, _column(rows, 'eval_loss'), label=f'{label}, validation', **style)
+            loss.plot(epochs, _column(rows, 'eval_loss'), **style)
             error.plot(epochs, [100 - top1 for top1 in _column(rows, 'eval_top1')], **style)
-    loss.set(xlabel='Epoch', ylabel='Loss')
+    loss.set(xlabel='Epoch', ylabel='Loss, thin: of training')
     error.set(xlabel='Epoch', ylabel='Top-1 error, validation (%)')
     for axes in (loss, error):
         tidy_axes(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc='outside lower center', ncols=2, frameon=False)
+    legend = figure.legend(loc='outside lower center', ncols=2, frameon=False, fontsize='small')
+    for line in legend.get_lines():
+        line.set(linewidth=1.5, alpha=1)
     return save_picture(figure, output)

@@ -1,85 +1,18 @@
-"""Grad-CAM for image files: read them, preprocess them for each network, explain them."""
+"""Grad-CAM of an image for one network or several."""
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence
 
 import torch
-import torch.nn as nn
 from PIL import Image
-from timm.data import create_transform
-from torchvision import transforms
 
-from ..common.datasets import IMAGE_TYPES, image_mode
-from ..common.errors import UserError, blame, one_line
-from ..common.networks import Network
+from ..common.errors import blame
+from ..common.images import ImageNetwork
 from .attention import attention_modules, normalize_attention, record_attention, stack_attention
 from .classes import short_name
 from .gradcam import GradCam, grad_cam
 from .gradcam_plot import Explanation, NetworkMaps
 
-__all__ = ['ImageNetwork', 'explain', 'find_images', 'prepare_network', 'read_image']
-
-
-class ImageNetwork(NamedTuple):
-    """A network and its preprocessing of images."""
-    name: str
-    model: nn.Module  # on its device
-    data_config: Dict[str, Any]  # timm's
-    label_names: Optional[List[str]]  # of its classes by index, if they are known
-    transform: transforms.Compose  # image to normalised pixels [in_chans, H, W]
-
-
-def prepare_network(network: Network, crop_border_pixels: Optional[int] = None) -> ImageNetwork:
-    """Add the preprocessing of images that a network's data configuration describes.
-
-    Args:
-        network: As from `load_network`, on its device.
-        crop_border_pixels: Crop this border first.
-
-    Raises:
-        UserError: The data configuration has values that timm rejects.
-    """
-    with blame('model input', AssertionError, LookupError, TypeError, ValueError):
-        transform = create_transform(
-            **network.data_config, crop_border_pixels=crop_border_pixels, is_training=False)
-    return ImageNetwork(*network, transform)
-
-
-def find_images(names: Sequence[str]) -> Tuple[List[Path], List[str]]:
-    """Files of images: those given, and those directly in given folders, in the order of their names.
-
-    Args:
-        names: Files and folders. Files are not opened here.
-
-    Returns:
-        The files, and a message for each folder without images.
-    """
-    paths: List[Path] = []
-    problems: List[str] = []
-    for path in map(Path, names):
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_TYPES)
-            if not found:
-                problems.append(f'{path}: a folder without images')
-            paths += found
-        else:
-            paths.append(path)
-    return paths, problems
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image as a whole.
-
-    Raises:
-        UserError: There is none, or it is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except Exception as e:  # PIL raises whatever its decoders raise
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else one_line(e)
-        raise UserError(f'cannot read image {path}: {reason}') from e
+__all__ = ['explain']
 
 
 def explain(
@@ -119,7 +52,7 @@ def explain(
         title += f' (predicted: {_class_text(observed[-1], names, predicted)})'
     return Explanation(title, [
         NetworkMaps(
-            f'{network.name}: {_class_text(observation, names, shown)}',
+            f'{network.name}: {_class_text(observation, names, shown)}{_prediction(observation, names, shown)}',
             observation.picture,
             {layer: activation[0].cpu() for layer, activation in observation.cam.maps.items()},
             observation.attention,
@@ -142,9 +75,7 @@ def _observe(
         layers: Optional[Sequence[str]],
         mode: Optional[str],
 ) -> _Observation:
-    in_chans = network.data_config['input_size'][0]
-    with blame('model input', RuntimeError, ValueError):
-        pixels = network.transform(image.convert(mode or image_mode(in_chans)))  # [in_chans, H, W]
+    pixels = network.pixels(image, mode)
     model = network.model
     device = next(model.parameters()).device
     has_attention = bool(attention_modules(model))
@@ -158,6 +89,12 @@ def _observe(
         cam.logits.softmax(1)[0].cpu(),
         dict(zip(attention, normalize_attention(stack_attention(attention))[0].tolist())) if has_attention else None,
     )
+
+
+def _prediction(observation: _Observation, names: Sequence[str], shown: int) -> str:
+    """What a network predicts, if it is another class than the one that is shown."""
+    predicted = int(observation.probabilities.argmax())
+    return '' if predicted == shown else f' (it predicts {_class_text(observation, names, predicted)})'
 
 
 def _class_text(observation: _Observation, names: Sequence[str], index: int) -> str:

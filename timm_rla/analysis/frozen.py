@@ -10,10 +10,11 @@ import torch.nn as nn
 from timm.utils import unwrap_model
 
 from ..common.device import Placement
+from ..common.evaluation import images_of_process
 from ..common.progress import Progress
 from ..models.freeze import plain_network
 from .attention import attention_modules
-from .attention_statistics import images_of_process, measure_attention
+from .attention_statistics import measure_attention
 from .hooks import hooked
 from .moments import Moments
 

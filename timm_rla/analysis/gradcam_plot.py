@@ -7,16 +7,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..common.extras import import_pyplot
-from ..common.plotting import COLORS, HIGHLIGHT, save_picture, tidy_axes
-from .attention_plot import block_labels, label_blocks
+from ..common.extras import import_extra
+from ..common.plotting import COLORS, HIGHLIGHT, new_figure, plain_label, save_picture, tidy_axes
+from .attention_plot import label_blocks
 
 __all__ = ['Explanation', 'NetworkMaps', 'overlay', 'plot_gradcam']
 
 COLORMAP = 'viridis'  # perceptually uniform, safe for the colour-blind
 MAX_COLUMNS = 12
 # in inches
-CELL, GAP, LABEL = 0.9, 0.06, 0.17
+CELL, GAP, LABEL = 0.9, 0.06, 0.31
 LINE = LABEL + CELL + GAP
 MARGIN, TITLE, NETWORK, CURVE, LEGEND = 0.15, 0.3, 0.2, 1.1, 0.85
 MIN_WIDTH = 7.5  # for the title
@@ -37,7 +37,7 @@ class Explanation(NamedTuple):
 
 
 def overlay(image: torch.Tensor, activation: torch.Tensor, size: int = 128) -> np.ndarray:
-    """A class activation map, scaled by its maximum, over the image in grey.
+    """A class activation map, scaled by its maximum, over the image in grey; where it is the same everywhere, at zero.
 
     Args:
         image: [3, H, W] or [1, H, W] in [0, 1].
@@ -50,10 +50,21 @@ def overlay(image: torch.Tensor, activation: torch.Tensor, size: int = 128) -> n
     scale = math.ceil(size / min(image.shape[1:]))
     grey = F.interpolate(image.mean(0)[None, None], scale_factor=scale)  # pixels stay pixels
     activation = activation.float().clamp(min=0)
-    activation = activation / activation.max().clamp(min=torch.finfo(torch.float32).tiny)
+    activation = torch.zeros_like(activation) if _is_flat(activation) else activation / activation.max()
     activation = F.interpolate(activation[None, None], grey.shape[2:], mode='bilinear', align_corners=False)[0, 0]
-    heat = import_pyplot().get_cmap(COLORMAP)(activation.numpy())[..., :3]
+    heat = import_extra('matplotlib', 'analysis').colormaps[COLORMAP](activation.numpy())[..., :3]
     return 0.4 * grey[0, 0, :, :, None].numpy() + 0.6 * heat
+
+
+def _is_flat(activation: torch.Tensor) -> bool:
+    """True if a map tells no place from another, but for rounding."""
+    return bool(activation.max() - activation.min() <= 1e-5 * activation.max())
+
+
+def _map_label(layer: str, activation: torch.Tensor) -> str:
+    """Name of the module and the maximum that its map is scaled by."""
+    positive = activation.float().clamp(min=0)
+    return f'{plain_label(layer, 14)}\n{"flat, " if _is_flat(positive) else "max "}{positive.max():.2g}'
 
 
 def _highest(attention: Optional[Dict[str, float]]) -> Optional[str]:
@@ -82,19 +93,28 @@ class _Page:
     def _network_height(self, network: NetworkMaps) -> float:
         return NETWORK + self._lines(network) * LINE + GAP
 
-    def draw(self, figure: Any, top: float) -> None:
-        """Draw onto a figure, with the upper edge of the page at `top`."""
+    def draw(self, figure: Any, left: float, top: float, legend: bool) -> None:
+        """Draw onto a figure, from its upper left corner on.
+
+        Args:
+            figure: The figure.
+            left: Position of the corner.
+            top: Position of the corner.
+            legend: Draw the scale of the maps, and say what the mark on the curve is.
+        """
         self.figure = figure
+        self.left = left
         y = top + MARGIN
-        self._text(MARGIN, y, self.explanation.title, fontsize='medium', fontweight='bold')
+        self._text(self.left + MARGIN, y, plain_label(self.explanation.title, 90), fontsize='medium', fontweight='bold')
         y += TITLE
         for network in self.explanation.networks:
             self._draw_network(network, y)
             y += self._network_height(network)
-        self._draw_scale(top + MARGIN + TITLE + NETWORK + LABEL)
+        if legend:
+            self._draw_scale(top + MARGIN + TITLE + NETWORK + LABEL)
         for network in self.explanation.networks:
             if network.attention:
-                self._draw_curve(network.attention, y + 0.15)
+                self._draw_curve(network.attention, y + 0.15, legend)
 
     def _axes(self, x: float, y: float, width: float, height: float) -> Any:
         w, h = self.figure.get_size_inches()
@@ -105,18 +125,18 @@ class _Page:
         self.figure.text(x / w, 1 - y / h, text, verticalalignment='top', **kwargs)
 
     def _column(self, index: int) -> float:
-        return MARGIN + index * (CELL + GAP)
+        return self.left + MARGIN + index * (CELL + GAP)
 
     def _draw_image(self, x: float, y: float, picture: np.ndarray, label: str, framed: bool = False) -> None:
         axes = self._axes(x, y + LABEL, CELL, CELL)
         axes.imshow(picture, cmap='gray', vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(label, fontsize=7, pad=2, color=HIGHLIGHT if framed else 'black')
+        axes.set_title(label, fontsize=6.5, pad=4, color=HIGHLIGHT if framed else 'black')
         for spine in axes.spines.values():
             spine.set(visible=framed, color=HIGHLIGHT, linewidth=2.5)
 
     def _draw_network(self, network: NetworkMaps, y: float) -> None:
-        self._text(MARGIN, y, network.name, fontsize='small')
+        self._text(self.left + MARGIN, y, plain_label(network.name, 110), fontsize='small')
         y += NETWORK
         self._draw_image(self._column(0), y, network.image.permute(1, 2, 0).squeeze(2).numpy(), 'input')
         highest = _highest(network.attention)
@@ -126,7 +146,7 @@ class _Page:
                 self._column(column + 1),
                 y + line * LINE,
                 overlay(network.image, activation),
-                block_labels([layer])[0],
+                _map_label(layer, activation),
                 framed=highest is not None and layer.startswith(f'{highest}.'),
             )
 
@@ -137,7 +157,7 @@ class _Page:
         axes.set_yticks([0, 1], ['0', 'max'], fontsize=7)
         axes.yaxis.tick_right()
 
-    def _draw_curve(self, attention: Dict[str, float], y: float) -> None:
+    def _draw_curve(self, attention: Dict[str, float], y: float, legend: bool) -> None:
         left = self._column(1)
         axes = self._axes(left, y, self.columns * (CELL + GAP) - GAP, CURVE)
         values = list(attention.values())
@@ -147,18 +167,18 @@ class _Page:
         highest = _highest(attention)
         if highest is not None:
             index = list(attention).index(highest)
-            axes.plot([index], [values[index]], 's', color=HIGHLIGHT, markersize=6, label='highest layer attention')
-            axes.legend(loc='upper right', bbox_to_anchor=(1, -0.42), frameon=False, fontsize=8, borderaxespad=0)
+            axes.plot([index], [values[index]], 's', color=HIGHLIGHT, markersize=6, label='highest')
+            if legend:
+                axes.legend(loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False, fontsize=7, borderaxespad=0)
         label_blocks(axes, list(attention))
         axes.tick_params(labelsize=7)
-        axes.set_xlabel('Stage-block', fontsize=8)
         axes.set_ylabel('Layer attention,\nnormalised', fontsize=8)
         edge = 0.5 * CELL / (CELL + GAP)  # each block's value lies under its map
         axes.set_xlim(-edge, len(values) - 1 + edge)
 
 
 def plot_gradcam(explanations: Sequence[Explanation], output: Path) -> Path:
-    """One picture with all explanations below each other.
+    """One picture with all explanations, in a grid about as high as wide, whose legend stands once.
 
     Args:
         explanations: At least one.
@@ -168,9 +188,11 @@ def plot_gradcam(explanations: Sequence[Explanation], output: Path) -> Path:
         `output`.
     """
     pages = [_Page(explanation) for explanation in explanations]
-    figure = import_pyplot().figure(figsize=(max(p.width for p in pages), sum(p.height for p in pages)))
-    top = 0.
-    for page in pages:
-        page.draw(figure, top)
-        top += page.height
+    width, height = max(page.width for page in pages), max(page.height for page in pages)
+    columns = min(len(pages), max(1, round(math.sqrt(len(pages) * height / width))))
+    rows = math.ceil(len(pages) / columns)
+    figure = new_figure(figsize=(columns * width, rows * height))
+    for index, page in enumerate(pages):
+        row, column = divmod(index, columns)
+        page.draw(figure, column * width, row * height, legend=row == 0 and column == columns - 1)
     return save_picture(figure, output, dpi=120)  # a page of many images

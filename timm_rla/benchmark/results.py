@@ -1,11 +1,10 @@
 """The table of results: CSV in the columns of timm's results/benchmark-*.csv and some more, and the same to read."""
 import csv
-import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from ..common.errors import UserError, blame
-from ..common.files import replacing
+from ..common.files import check_writable, replacing
 from ..common.table import format_columns
 from .suites import Setting
 
@@ -56,9 +55,7 @@ def check_output(path: Path) -> None:
         UserError: It cannot.
     """
     read(path)
-    with blame(f'--output {path}', OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+    check_writable(path, '--output')
 
 
 def update(path: Path, rows: Sequence[Dict[str, Any]]) -> None:

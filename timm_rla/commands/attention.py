@@ -2,8 +2,6 @@
 from pathlib import Path
 from typing import List, Optional
 
-from timm.utils import setup_default_logging
-
 from ..analysis.attention import attention_modules
 from ..analysis.attention_plot import plot_attention, plot_classes
 from ..analysis.attention_statistics import format_table, measure_attention, write_csv
@@ -44,7 +42,6 @@ def attention_parser() -> OptionParser:
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
-    setup_default_logging()
     args = attention_parser().parse_args(argv)
     beside = Path(args.checkpoint).parent if args.checkpoint else Path()  # where a model card looks for the picture
     output = Path(args.output) if args.output else beside / 'attention.png'

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import List, Optional
 
 import torch
-from timm.utils import setup_default_logging
 
 from ..benchmark.measure import measure
 from ..benchmark.plan import check_devices, not_measured, plan_models, plan_suite
@@ -88,7 +87,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     parser = benchmark_parser()
     args = parser.parse_args(argv)
-    setup_default_logging()
     _check_combination(args, parser)
     plan = plan_suite(args.suite, args.only) if args.suite else plan_models(
         args.models,

@@ -2,8 +2,6 @@
 from pathlib import Path
 from typing import Any, Callable, List, Optional
 
-from timm.utils import setup_default_logging
-
 from ..common.options import OptionParser
 from ..hub.export import export
 
@@ -28,7 +26,6 @@ def export_parser() -> OptionParser:
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = export_parser().parse_args(argv)
-    setup_default_logging()
     folder = export(
         Path(args.checkpoint),
         Path(args.directory),

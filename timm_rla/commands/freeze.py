@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import torch
-from timm.utils import setup_default_logging
 
 from ..analysis.attention import attention_modules
 from ..analysis.attention_statistics import measure_attention
@@ -18,7 +17,7 @@ from ..analysis.frozen import (
     what_attention_carries,
 )
 from ..common.checkpoint import read_checkpoint, training_options
-from ..common.device import default_device
+from ..common.device import default_device, default_workers
 from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.networks import NetworkSpec, load_network
@@ -53,7 +52,7 @@ def freeze_parser() -> OptionParser:
     add('--split', metavar='NAME', default='train', help='split whose mean attention is taken')
     add('--val-split', metavar='NAME', default='validation', help='split whose accuracy is printed, none if empty')
     add('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
-    add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    add('-j', '--workers', type=int, default=default_workers(), metavar='N', help='data loading processes')
     add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
     add('--device', default=default_device(), help='device to use')
     add_precision_options(add)
@@ -63,7 +62,6 @@ def freeze_parser() -> OptionParser:
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
-    setup_default_logging()
     args = freeze_parser().parse_args(argv)
     output = Path(args.output) if args.output else Path(args.checkpoint).with_name('frozen.pth.tar')
     if output.exists():

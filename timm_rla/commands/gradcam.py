@@ -4,14 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from timm.utils import setup_default_logging
-
 from ..analysis.classes import class_names, find_class
-from ..analysis.explain import ImageNetwork, explain, find_images, prepare_network, read_image
+from ..analysis.explain import explain
 from ..analysis.gradcam_plot import Explanation, plot_gradcam
 from ..common.datasets import open_dataset
 from ..common.device import Placement, place
 from ..common.errors import UserError
+from ..common.images import ImageNetwork, find_images, prepare_network, read_image
 from ..common.networks import NetworkSpec, load_network
 from ..common.options import OptionParser, add_model_options, add_reader_options, data_source, network_spec
 from ..common.plotting import check_picture
@@ -46,7 +45,6 @@ def gradcam_parser() -> OptionParser:
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
-    setup_default_logging()
     args = gradcam_parser().parse_args(argv)
     output = Path(args.output)
     check_picture(output)
@@ -64,15 +62,14 @@ def main(argv: Optional[List[str]] = None) -> None:
     for number, (path, target) in enumerate(zip(paths, targets), start=1):
         try:
             image = read_image(path)
-        except UserError as e:
-            problems.append(str(e))  # said at the end, where it is seen, when all other images are done
-            continue
-        explanation = explain(image, path.name, networks, names, target, args.layers, args.input_img_mode)
-        if args.sheet:
-            sheet.append(explanation)
-            continue
-        picture = output.with_stem(f'{output.stem}-{number}') if len(paths) > 1 else output
-        print(f'{plot_gradcam([explanation], picture)}  {explanation.title}')
+            explanation = explain(image, path.name, networks, names, target, args.layers, args.input_img_mode)
+            if args.sheet:
+                sheet.append(explanation)
+                continue
+            picture = output.with_stem(f'{output.stem}-{number}') if len(paths) > 1 else output
+            print(f'{plot_gradcam([explanation], picture)}  {explanation.title}')
+        except UserError as e:  # said at the end, where it is seen, when all other images are done
+            problems += [str(e)] if str(e) not in problems else []
     if sheet:
         print(plot_gradcam(sheet, output))
     if problems:

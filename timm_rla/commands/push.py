@@ -3,8 +3,6 @@ import tempfile
 from pathlib import Path
 from typing import List, Optional
 
-from timm.utils import setup_default_logging
-
 from ..common.options import OptionParser
 from ..hub.export import export
 from ..hub.push import push
@@ -30,7 +28,6 @@ def push_parser() -> OptionParser:
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = push_parser().parse_args(argv)
-    setup_default_logging()
     with tempfile.TemporaryDirectory() as temporary:
         folder = export(
             Path(args.checkpoint),

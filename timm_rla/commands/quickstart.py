@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import List, Optional
 
 from PIL import Image
-from timm.utils import setup_default_logging
 
 from ..analysis.curves import plot_curves
 from ..common.environment import describe_environment
@@ -30,7 +29,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--output', default='output/quickstart', metavar='DIR', help='folder for images and runs')
     parser.add_argument('--result', metavar='FILE', help='write the result as CSV, too')
     args, options = parser.parse_known_args(argv)
-    setup_default_logging()
 
     output = Path(args.output)
     digits = write_digits(output / 'digits')

@@ -2,8 +2,6 @@
 from pathlib import Path
 from typing import List, Optional
 
-from timm.utils import setup_default_logging
-
 from ..common.errors import UserError
 from ..common.options import OptionParser, parse
 from ..reproduce.plan import TABLES, load_table, plan_runs
@@ -38,7 +36,6 @@ def reproduce_parser() -> OptionParser:
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args, options = reproduce_parser().parse_known_args(argv)
-    setup_default_logging()
     for name in ('epochs', 'jobs'):
         value = getattr(args, name)
         if value is not None and value < 1:

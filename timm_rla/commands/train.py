@@ -1,8 +1,6 @@
 """`timm-rla train`: train a model, with the options of timm's train.py."""
 from typing import List, Optional
 
-from timm.utils import setup_default_logging
-
 from ..common.options import parse
 from ..train.options import train_parser
 from ..train.run import train
@@ -12,5 +10,4 @@ __all__ = ['main']
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
-    setup_default_logging()
     train(parse(train_parser(), argv))

@@ -4,13 +4,17 @@ import csv
 import json
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
+import torch
 from timm import utils
 
+from ..analysis.classes import class_names
+from ..analysis.confusion import Confusion, format_classes, plot_confusion, write_classes, write_matrix
 from ..common.device import Placement
 from ..common.errors import blame
 from ..common.evaluation import evaluate
+from ..common.files import check_writable
 from ..common.networks import compile_model, load_network
 from ..common.options import (
     OptionParser,
@@ -21,6 +25,7 @@ from ..common.options import (
     placement,
     validation_loader,
 )
+from ..common.plotting import check_picture
 
 __all__ = ['main']
 
@@ -48,27 +53,42 @@ def validate_parser() -> OptionParser:
     add('--torchcompile-mode', metavar='MODE', help='mode of torch.compile')
     add('--results-file', default='', metavar='FILE', help='write the result there')
     add('--results-format', default='csv', choices=('csv', 'json'), help='its format')
+    add('--confusion', metavar='FILE',
+        help='draw a confusion matrix, PNG, SVG or PDF by its ending; beside it FILE.csv with its counts and '
+             'FILE-classes.csv with the accuracy of each class')
     return parser
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
-    utils.setup_default_logging()
     args = validate_parser().parse_args(argv)
     place = placement(args)
-    result = _validate(args, place)
+    if place.primary:  # before the work, not after it
+        if args.results_file:
+            check_writable(Path(args.results_file), '--results-file')
+        if args.confusion:
+            check_picture(Path(args.confusion), '--confusion')
+    result, confusion, names = _validate(args, place)
     if not place.primary:
         return
+    print(format_classes(confusion, names))
+    print(f'--result\n{json.dumps(result, indent=4)}')
     if args.results_file:
         _write_result(result, Path(args.results_file), args.results_format)
-    print(f'--result\n{json.dumps(result, indent=4)}')
+    if args.confusion:
+        picture = Path(args.confusion)
+        title = f'{result["model"]}, {int(confusion.images.sum()):,} images, {result["top1"]:.2f} % top-1'
+        write_matrix(confusion, names, picture.with_suffix('.csv'))
+        write_classes(confusion, names, picture.with_name(f'{picture.stem}-classes.csv'))
+        plot_confusion(confusion, names, picture, title)
 
 
-def _validate(args: argparse.Namespace, place: Placement) -> 'OrderedDict[str, Any]':
+def _validate(args: argparse.Namespace, place: Placement) -> Tuple['OrderedDict[str, Any]', Confusion, List[str]]:
     """Evaluate as the options say.
 
     Returns:
-        Row in the columns of timm's validate.py: accuracy and error in percent, parameters in millions.
+        Row in the columns of timm's validate.py: accuracy and error in percent, parameters in millions. Confusion
+        matrix over the images of all processes, and the names of the classes.
 
     Raises:
         UserError: Bad input.
@@ -81,8 +101,14 @@ def _validate(args: argparse.Namespace, place: Placement) -> 'OrderedDict[str, A
     model = place.place_model(model)
     loader = validation_loader(args, network, place)
     model = compile_model(model, args.torchcompile, args.torchcompile_mode)
-    metrics = evaluate(model, loader, place, log_interval=args.log_freq)
-    return OrderedDict(
+    predictions: List[torch.Tensor] = []
+    metrics = evaluate(model, loader, place, log_interval=args.log_freq, predictions=predictions)
+    if place.distributed:
+        parts: List[Any] = [None] * place.world_size
+        torch.distributed.all_gather_object(parts, predictions)
+        predictions = [batch for part in parts for batch in part]
+    num_classes = network.model.num_classes
+    row = OrderedDict(
         model=network.name,
         top1=round(metrics['top1'], 4),
         top1_err=round(100 - metrics['top1'], 4),
@@ -93,6 +119,8 @@ def _validate(args: argparse.Namespace, place: Placement) -> 'OrderedDict[str, A
         crop_pct=data_config['crop_pct'],
         interpolation=data_config['interpolation'],
     )
+    confusion = Confusion.of(*torch.cat(predictions, 1), num_classes)
+    return row, confusion, class_names(num_classes, loader.dataset, network.label_names)
 
 
 def _write_result(result: Dict[str, Any], path: Path, fmt: str) -> None:

@@ -1,6 +1,7 @@
 """Reading checkpoints without running code in them, and loading their weights."""
 import argparse
 import re
+from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
@@ -33,11 +34,24 @@ def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as e:
         raise UserError(f'{option} {path}: no such file') from e
-    except Exception as e:  # torch and pickle raise whatever a damaged file leads them to
+    except IsADirectoryError as e:
+        raise UserError(f'{option} {path}: is a folder{_offer(Path(path))}') from e
+    except (OSError, MemoryError) as e:
         raise UserError(f'{option} {path}: {one_line(e)}') from e
+    except Exception as e:  # torch and pickle raise whatever a damaged file leads them to, and advise to run its code
+        raise UserError(f'{option} {path}: no checkpoint, damaged, or with code in it, which is never run') from e
     if not isinstance(checkpoint, dict):
         raise UserError(f'{option} {path}: holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint.get('model', checkpoint))
+
+
+def _offer(folder: Path) -> str:
+    """The checkpoint in a folder that is meant, as the end of a message."""
+    names = ('last.pth.tar', 'model_best.pth.tar', 'model.safetensors', 'pytorch_model.bin')
+    found = [name for name in names if (folder / name).is_file()]
+    if 'model.safetensors' in found and (folder / 'config.json').is_file():
+        return f' for --model local-dir:{folder}'
+    return f'; did you mean {folder / found[0]}?' if found else ' without a checkpoint'
 
 
 def training_options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:

@@ -1,4 +1,5 @@
 """Where a model runs, in which precision and layout, and as which of several processes."""
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Optional, Tuple
@@ -9,7 +10,7 @@ from timm.utils.distributed import init_distributed_device_so
 
 from .errors import UserError, blame
 
-__all__ = ['Placement', 'default_device', 'place']
+__all__ = ['Placement', 'default_device', 'default_workers', 'place']
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Placement:
 def default_device() -> str:
     """'cuda' where there is a GPU, else 'cpu'."""
     return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def default_workers() -> int:
+    """Processes that load data: 4 as in timm, or as many as there are processors if they are fewer."""
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
 
 
 def place(

@@ -1,6 +1,7 @@
 """One pass of validation."""
+import math
 from collections import OrderedDict
-from typing import Any
+from typing import Any, List, Optional
 
 import torch
 import torch.nn as nn
@@ -9,7 +10,15 @@ from timm import utils
 from .device import Placement
 from .progress import Progress
 
-__all__ = ['evaluate']
+__all__ = ['evaluate', 'images_of_process']
+
+
+def images_of_process(loader: Any, placement: Placement) -> float:
+    """How many images are this process's own: after them timm's sampler repeats some, for all to have as many."""
+    dataset = getattr(loader, 'dataset', None)
+    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
+        return math.inf
+    return len(range(placement.rank, len(dataset), placement.world_size))
 
 
 def evaluate(
@@ -18,6 +27,7 @@ def evaluate(
         placement: Placement,
         label: str = 'Validate',
         log_interval: int = 50,
+        predictions: Optional[List[torch.Tensor]] = None,
 ) -> 'OrderedDict[str, float]':
     """Evaluate a model.
 
@@ -27,12 +37,14 @@ def evaluate(
         placement: Where the model is.
         label: What the progress is shown as.
         log_interval: Batches between lines of a log.
+        predictions: List that takes labels and predictions of this process's own images, [2, B] of each batch.
 
     Returns:
         Mean cross-entropy `loss`, `top1` and `top5` accuracy in percent, over all processes.
     """
     loss_fn = nn.CrossEntropyLoss()
     meters = OrderedDict((name, utils.AverageMeter()) for name in ('loss', 'top1', 'top5'))
+    left = images_of_process(loader, placement)
     model.eval()
     with torch.inference_mode(), Progress(label, len(loader), log_interval, 0, placement.primary) as progress:
         for images, target in loader:
@@ -40,6 +52,10 @@ def evaluate(
             with placement.autocast():
                 output = model(images)
                 loss = loss_fn(output, target)
+            if predictions is not None:
+                count = min(len(images), left)
+                left -= count
+                predictions.append(torch.stack([target, output.argmax(1)])[:, :count].cpu())
             values = (loss, *utils.accuracy(output, target, topk=(1, 5)))
             if placement.distributed:
                 values = [utils.reduce_tensor(value, placement.world_size) for value in values]

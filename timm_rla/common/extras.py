@@ -4,7 +4,7 @@ from types import ModuleType
 
 from .errors import UserError
 
-__all__ = ['import_extra', 'import_pyplot']
+__all__ = ['import_extra']
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
@@ -17,9 +17,3 @@ def import_extra(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise UserError(f"{module.split('.')[0]} is not installed: pip install 'timm_rla[{extra}]'") from e
-
-
-def import_pyplot() -> ModuleType:
-    """matplotlib.pyplot, drawing to files only."""
-    import_extra('matplotlib', 'analysis').use('agg')
-    return import_extra('matplotlib.pyplot', 'analysis')

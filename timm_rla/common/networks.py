@@ -58,12 +58,14 @@ class InputSpec:
             UserError: Values that do not go together.
         """
         with blame('model input', AssertionError, TypeError, ValueError):
-            config = resolve_data_config(vars(self), model=model, use_test_size=use_test_size, verbose=verbose)
+            config = resolve_data_config(vars(self), model=model, use_test_size=use_test_size)
         channels = self.channels or config['input_size'][0]
         config['input_size'] = (channels, *config['input_size'][1:])  # timm drops --in-chans if no size is said
         for key in ('mean', 'std'):
             if len(config[key]) != channels:  # the mean over the channels, as timm's prefetcher takes it
                 config[key] = (sum(config[key]) / len(config[key]),) * channels
+        if verbose:
+            _logger.info('Input: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
         return config
 
 

@@ -8,8 +8,8 @@ import yaml
 from timm.utils import ParseKwargs
 
 from .datasets import DataSource, describe_dataset, open_dataset
-from .device import Placement, default_device, place
-from .errors import UserError, blame
+from .device import Placement, default_device, default_workers, place
+from .errors import UserError, blame, closest
 from .loaders import LoaderSpec, create_eval_loader
 from .networks import InputSpec, Network, NetworkSpec
 from .recipes import find_recipe
@@ -69,7 +69,9 @@ class OptionParser(argparse.ArgumentParser):
         if name in self.unsupported:
             script = f'{self.prog.split()[-1]}.py'  # timm's, of the same name
             return f"{option}: an option of timm's {script} that {self.prog} does not support; use {script} for it"
-        return f'{option}: no such option; {self.prog} --help lists them'
+        written = [text for action in self._actions for text in action.option_strings]
+        known = written if option.startswith('-') else [action.dest for action in self._actions]
+        return f'{option}: no such option of {self.prog}; {closest(option, known)}'
 
 
 # Options, for the `add_argument` of a parser or of a group of one --------------------------------------------------
@@ -93,7 +95,7 @@ def add_data_options(add: Callable[..., Any]) -> None:
     add('--split', metavar='NAME', default='validation', help='split')
     add('--num-samples', type=int, metavar='N', help='samples in an iterable split')
     add('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
-    add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    add('-j', '--workers', type=int, default=default_workers(), metavar='N', help='data loading processes')
     add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
     add('--no-prefetcher', action='store_true', help='normalise on the CPU')
     add('--pin-mem', action='store_true', help='pin memory for the transfer to a GPU')

@@ -1,11 +1,14 @@
-"""What all pictures of this package share: colours, formats, and how a file is written."""
+"""What all pictures of this package share: figures, colours, formats, names in them, and how a file is written."""
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, Tuple
 
 from .errors import UserError, blame
-from .extras import import_pyplot
+from .extras import import_extra
+from .files import check_writable
 
-__all__ = ['COLORS', 'HIGHLIGHT', 'check_picture', 'save_picture', 'tidy_axes']
+__all__ = [
+    'COLORS', 'HIGHLIGHT', 'check_picture', 'new_figure', 'plain_label', 'save_picture', 'subplots', 'tidy_axes',
+]
 
 # Okabe and Ito's, safe for the colour-blind
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -13,15 +16,38 @@ HIGHLIGHT = '#D55E00'  # their red
 FORMATS = ('.png', '.svg', '.pdf')
 
 
-def check_picture(output: Path) -> None:
+def check_picture(output: Path, option: str = '--output') -> None:
     """Complain of a picture that cannot be written before the work for it is done.
 
     Raises:
-        UserError: The format of `output` is not known, or matplotlib is not installed.
+        UserError: The format of `output` is not known, it cannot be written, or matplotlib is not installed.
     """
-    import_pyplot()
+    import_extra('matplotlib', 'analysis')
     if output.suffix not in FORMATS:
-        raise UserError(f'--output {output}: the ending must be {", ".join(FORMATS[:-1])} or {FORMATS[-1]}')
+        raise UserError(f'{option} {output}: the ending must be {", ".join(FORMATS[:-1])} or {FORMATS[-1]}')
+    check_writable(output, option)
+
+
+def new_figure(**kwargs: Any) -> Any:
+    """A figure of matplotlib, apart from pyplot: what a notebook has set up there stays as it is."""
+    return import_extra('matplotlib.figure', 'analysis').Figure(**kwargs)
+
+
+def subplots(rows: int = 1, columns: int = 1, *, figsize: Tuple[float, float], **kwargs: Any) -> Tuple[Any, Any]:
+    """A figure and its axes, as `pyplot.subplots`."""
+    figure = new_figure(figsize=figsize, layout='constrained')
+    return figure, figure.subplots(rows, columns, **kwargs)
+
+
+def plain_label(text: str, length: int = 40) -> str:
+    """A name of a file, class or run for a picture, shortened in the middle to so many characters.
+
+    No sign in it is lost: matplotlib would leave out of legends what begins with an underscore.
+    """
+    text = ''.join(sign if sign.isprintable() else '?' for sign in text)
+    if len(text) > length:
+        text = f'{text[:(length - 1) // 2]}…{text[-(length // 2):]}'
+    return f' {text}' if text.startswith('_') else text
 
 
 def tidy_axes(axes: Any) -> None:
@@ -31,11 +57,13 @@ def tidy_axes(axes: Any) -> None:
 
 
 def save_picture(figure: Any, output: Path, dpi: int = 150) -> Path:
-    """Write a figure in the format of the file's ending, PNG with so many dots per inch; close it, return `output`."""
-    pyplot = import_pyplot()
+    """Write a figure in the format of the file's ending, PNG with so many dots per inch; returns `output`."""
+    matplotlib = import_extra('matplotlib', 'analysis')
+    for text in figure.findobj(import_extra('matplotlib.text', 'analysis').Text):
+        text.set_parse_math(False)  # a dollar in a name begins no formula
+    settings: Dict[str, Any] = {'pdf.fonttype': 42}  # TrueType: many publishers refuse matplotlib's default
     with blame(f'--output {output}', OSError, ValueError):  # ValueError: too many pixels
         output.parent.mkdir(parents=True, exist_ok=True)
-        with pyplot.rc_context({'pdf.fonttype': 42}):  # TrueType: many publishers refuse matplotlib's default
+        with matplotlib.rc_context(settings):
             figure.savefig(output, dpi=dpi)
-    pyplot.close(figure)
     return output

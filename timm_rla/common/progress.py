@@ -33,7 +33,8 @@ class Progress:
         self.start = time.perf_counter()
         self.bar = None
         if enabled and sys.stderr.isatty():
-            self.bar = tqdm(total=total, desc=label, unit='step', leave=False, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=total, desc=label, leave=False, dynamic_ncols=True, bar_format='{l_bar}{bar}|{postfix}')
 
     def update(self, images: int, **values: str) -> None:
         """Count a step of so many images (over all processes), and show named values with it."""
@@ -44,12 +45,13 @@ class Progress:
         elapsed = time.perf_counter() - self.start
         rate = self.images / max(elapsed, 1e-9)  # images per second
         left = timedelta(seconds=int(elapsed / self.step * (self.total - self.step + self.later)))
-        text = '  '.join(f'{name} {value}' for name, value in values.items())
+        shown = [f'{rate:.{1 if rate < 100 else 0}f} img/s', f'{left} left',
+                 *(f'{name} {value}' for name, value in values.items())]
         if self.bar is not None:
-            self.bar.set_postfix_str(f'{text}  {rate:.0f} img/s  {left} left in all', refresh=False)
+            self.bar.set_postfix_str(', '.join(shown), refresh=False)
             self.bar.update()
         elif self.step % self.interval == 0 or self.step == self.total:
-            _logger.info(f'{self.label} [{self.step}/{self.total}]  {text}  {rate:.1f} img/s  {left} left')
+            _logger.info('  '.join([f'{self.label} [{self.step}/{self.total}]', *shown]))
 
     def close(self) -> None:
         """Remove the bar."""

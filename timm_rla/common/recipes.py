@@ -5,7 +5,7 @@ from typing import Dict
 
 from .errors import UserError
 
-__all__ = ['find_recipe', 'recipes']
+__all__ = ['describe_recipe', 'find_recipe', 'recipes']
 
 
 def recipes() -> Dict[str, Path]:
@@ -31,3 +31,9 @@ def find_recipe(name: str) -> Path:
     if name not in known:
         raise UserError(f'--config {name}: neither a file nor a recipe; recipes are {", ".join(known)}')
     return known[name]
+
+
+def describe_recipe(path: Path) -> str:
+    """The first sentence of a recipe's comment."""
+    first = path.read_text().splitlines()[0].removeprefix('# ')
+    return first.split(': ')[0].split('. ')[0].rstrip(':.')

@@ -4,8 +4,8 @@ from typing import Any, List, Sequence
 
 import numpy as np
 
-from ..common.extras import import_pyplot
-from ..common.plotting import COLORS, save_picture, tidy_axes
+from ..analysis.attention_plot import label_blocks
+from ..common.plotting import COLORS, save_picture, subplots, tidy_axes
 from ..common.summary import read_summary
 from .plan import Run
 from .report import Row
@@ -40,8 +40,8 @@ def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Pat
     """
     panels = [[row for row in panel if row.errors] for panel in _panels(rows)]
     panels = [panel for panel in panels if panel]
-    figure, axes = import_pyplot().subplots(
-        max(1, len(panels)), 2, squeeze=False, figsize=(9, 0.9 + 3.2 * max(1, len(panels))), layout='constrained')
+    figure, axes = subplots(
+        max(1, len(panels)), 2, squeeze=False, figsize=(9, 0.9 + 3.2 * max(1, len(panels))))
     for (left, right), panel in zip(axes, panels):
         for index, row in enumerate(panel):
             for ax, column in ((left, 'train_loss'), (right, 'eval_top1')):
@@ -73,7 +73,7 @@ def plot_differences(rows: Sequence[Row], heading: str, output: Path) -> Path:
     """
     shown = [row for row in rows if row.cell.key != 'plain' and row.difference is not None]
     plain = {(row.cell.dataset, row.cell.depth): row.cell.paper_error for row in rows if row.cell.key == 'plain'}
-    figure, axes = import_pyplot().subplots(figsize=(7.5, 1.6 + 0.32 * max(1, len(shown))), layout='constrained')
+    figure, axes = subplots(figsize=(7.5, 1.6 + 0.32 * max(1, len(shown))))
     tidy_axes(axes)
     axes.axvline(0, color='black', linewidth=0.8)
     for y, row in enumerate(shown):
@@ -101,9 +101,9 @@ def plot_attentions(studied: Sequence[Studied], heading: str, output: Path) -> P
         heading: Title of the picture.
         output: File to write; PNG, SVG or PDF by its ending.
     """
-    figure, (left, right) = import_pyplot().subplots(1, 2, figsize=(9, 4.2), layout='constrained')
+    figure, (left, right) = subplots(1, 2, figsize=(9, 4.4))
     for index, entry in enumerate(studied):
-        blocks = np.arange(1, len(entry.blocks()) + 1)
+        blocks = np.arange(len(entry.blocks()))
         mean, std = (np.array([entry.spread(block, column) for block in entry.blocks()]) for column in ('mean', 'std'))
         held = np.array([entry.held(block) for block in entry.blocks()])  # [L, seeds]
         color = COLORS[index % len(COLORS)]
@@ -111,12 +111,12 @@ def plot_attentions(studied: Sequence[Studied], heading: str, output: Path) -> P
         left.fill_between(blocks, mean - std, mean + std, color=color, alpha=0.25, linewidth=0)
         right.plot(blocks, held.mean(1), 'o-', color=color, markersize=3, linewidth=1.2)
         right.fill_between(blocks, held.min(1), held.max(1), color=color, alpha=0.2, linewidth=0)
-    left.set(xlabel='Block', ylabel='Attention, mean and std over images', ylim=(0, 1))
-    right.set(xlabel='Block', ylabel='Error added, this block held at its mean (points)')
+    left.set(ylabel='Attention, mean and std over images', ylim=(0, 1))
+    right.set(ylabel='Error added, this block held at its mean (points)')
     right.axhline(0, color='black', linewidth=0.8)
     for ax in (left, right):
         tidy_axes(ax)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        label_blocks(ax, studied[0].blocks())
     left.legend(frameon=False, fontsize='small')
     figure.suptitle(heading, fontsize='medium', wrap=True)
     return save_picture(figure, output)

@@ -1,8 +1,8 @@
 """Options of `timm-rla train`: those of timm's train.py, with its names, defaults and meaning.
 
 Where timm's script has an option that this command does not support, `UNSUPPORTED` lists it with its default: a value
-other than that is an error, never silently ignored. Additions: `--in-memory`, `--resume auto` and
-`--train-crop-mode pad`.
+other than that is an error, never silently ignored. Additions: `--in-memory`, `--resume auto`,
+`--train-crop-mode pad` and `--log-tensorboard`.
 """
 import argparse
 from dataclasses import replace
@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Optional
 
 from timm.utils import ParseKwargs
 
-from ..common.device import default_device
+from ..common.device import default_device, default_workers
 from ..common.options import OptionParser, add_reader_options, data_source, input_spec, loader_spec
 from .data import DataSpec, SplitSpec
 
@@ -34,7 +34,6 @@ UNSUPPORTED: Dict[str, Any] = {
     'drop_connect': None, 'torchscript': False, 'fuser': '', 'fast_norm': False, 'synchronize_step': False,
     # other outputs
     'recovery_interval': 0, 'save_images': False, 'tta': 0,
-    'log_wandb': False, 'wandb_project': None, 'wandb_tags': [], 'wandb_resume_id': '',
 }
 
 
@@ -184,11 +183,16 @@ def _add_run(add: Callable[..., Any]) -> None:
     add('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
     add('--val-interval', type=int, default=1, metavar='N', help='epochs between validations, and checkpoints')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='number of checkpoints to keep')
-    add('-j', '--workers', type=int, default=4, metavar='N', help='data loading processes')
+    add('-j', '--workers', type=int, default=default_workers(), metavar='N', help='data loading processes')
     add('--pin-mem', action='store_true', help='pin memory for the transfer to a GPU')
     add('--no-prefetcher', action='store_true', help='normalise on the CPU')
     add('--output', default='', metavar='DIR', help='folder of all runs, ./output/train if empty')
     add('--experiment', default='', metavar='NAME', help='folder of this run therein, by date and model if empty')
+    add('--log-wandb', action='store_true', help='log metrics to Weights & Biases, too')
+    add('--wandb-project', metavar='NAME', help='its project')
+    add('--wandb-tags', default=[], nargs='+', metavar='TAG', help='tags of its run')
+    add('--wandb-resume-id', default='', metavar='ID', help='id of its run, to go on with')
+    add('--log-tensorboard', action='store_true', help="log metrics for TensorBoard, into the run's folder")
     add('--eval-metric', default='top1', choices=('loss', 'top1', 'top5'), help='metric of the best checkpoint')
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -27,6 +27,7 @@ from .epoch import Trainer
 from .folder import RunFolder, load_resume_state
 from .options import data_spec, loss_arguments, model_arguments, split_spec
 from .rng import get_rng_state, set_rng_state
+from .scalars import ScalarLog, open_scalar_logs
 from .setup import (
     create_loss,
     create_network,
@@ -72,7 +73,7 @@ def train(options: argparse.Namespace) -> Path:
         args.head_init_scale, args.head_init_bias, args.grad_checkpointing)
     if args.num_classes is None:
         args.num_classes = model.num_classes
-    data_config = input_spec(args).resolve(model)
+    data_config = input_spec(args).resolve(model, verbose=place.primary)
     if data_config['input_size'][0] != in_chans:  # of a model from the Hub: nothing said so before it was there
         splits = open_splits(split_spec(args), data_config['input_size'][0], args.num_classes)
     folder = RunFolder(_run_dir(args.output, args.experiment, args.resume, args.model, data_config, place), place.rank)
@@ -80,7 +81,6 @@ def train(options: argparse.Namespace) -> Path:
     if place.primary:
         _logger.info(f'{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {args.num_classes} '
                      f'classes, {place.world_size} x {place.device.type}')
-        _logger.info('Input: ' + ', '.join(f'{key} {value}' for key, value in data_config.items()))
     place.place_model(model)
     if place.distributed and args.sync_bn:
         args.dist_bn = ''  # running statistics are the same in all processes already
@@ -89,14 +89,16 @@ def train(options: argparse.Namespace) -> Path:
     spec = data_spec(args, args.num_classes, data_config['interpolation'])
     data = create_loaders(splits, spec, data_config, place)
     run = _prepare(args, model, data, checkpoint, place)
+    scalar_logs: List[ScalarLog] = []
     if place.primary:
+        scalar_logs = open_scalar_logs(args, folder.path, run.start_epoch)
         folder.open(_create_saver(run, folder.path, args), yaml.safe_dump(vars(options)), run.metric)
         if checkpoint is not None and folder.holds(checkpoint):
             folder.go_on(checkpoint, run.start_epoch)
-        _logger.info(f'Epochs {run.start_epoch + 1} to {run.num_epochs}, learning rate {args.lr:.4g}, '
-                     f'into {folder.path}')
+        _announce(run, folder, checkpoint, args)
     _restore(run, data, checkpoint, args.sched, args.sched_on_updates)
-    _run_epochs(run, data, folder, args.val_interval, args.mixup_off_epoch, args.dist_bn, args.log_interval)
+    _run_epochs(
+        run, data, folder, args.val_interval, args.mixup_off_epoch, args.dist_bn, args.log_interval, scalar_logs)
 
     if place.distributed:
         torch.distributed.destroy_process_group()
@@ -200,6 +202,20 @@ def _prepare(
     return _Run(trainer, eval_models, metric, start_epoch, num_epochs, updates_per_epoch)
 
 
+def _announce(run: _Run, folder: RunFolder, checkpoint: Optional[Path], args: argparse.Namespace) -> None:
+    """Say what is about to happen, and what is odd about it."""
+    if args.resume == 'auto' and checkpoint is None:
+        _logger.info(f'--resume auto: no checkpoint in {folder.path}, the run begins anew')
+    if run.start_epoch >= run.num_epochs:
+        _logger.warning(f'Nothing is left to do: {checkpoint or "--start-epoch"} is at epoch {run.start_epoch} of '
+                        f'{run.num_epochs}')
+        return
+    _logger.info(f'Epochs {run.start_epoch + 1} to {run.num_epochs}, learning rate {args.lr:.4g}, into {folder.path}')
+    if args.warmup_epochs >= run.num_epochs > 0 and not args.warmup_prefix:
+        _logger.warning(f'--warmup-epochs {args.warmup_epochs}: all of the {run.num_epochs} epochs are warm-up, the '
+                        'learning rate is never reached')
+
+
 def _load_optimizer(
         checkpoint: Dict[str, Any],
         source: str,
@@ -263,6 +279,7 @@ def _run_epochs(
         mixup_off_epoch: int,
         dist_bn: str,
         log_interval: int,
+        scalar_logs: Sequence[ScalarLog] = (),
 ) -> None:
     trainer, place = run.trainer, run.trainer.placement
     for epoch in range(run.start_epoch, run.num_epochs):
@@ -288,6 +305,10 @@ def _run_epochs(
             rate = sum(rates) / len(rates)
             folder.save_epoch(epoch, train_metrics, eval_metrics, rate)
             _log_epoch(f'Epoch {epoch + 1}/{run.num_epochs}', train_metrics, eval_metrics, rate)
+            scalars = {f'train_{name}': value for name, value in train_metrics.items()}
+            scalars.update({f'eval_{name}': value for name, value in (eval_metrics or {}).items()}, lr=rate)
+            for log in scalar_logs:
+                log(epoch, scalars)
         trainer.scheduler.step(epoch + 1, latest)
 
 

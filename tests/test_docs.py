@@ -1,11 +1,62 @@
-"""README.md says what the files under results/ and the models themselves say."""
+"""What README.md and docs/ say is what the files under results/, the models and the commands say."""
+import importlib
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from timm_rla.common.options import parse
+
 ROOT = Path(__file__).parents[1]
+PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted((ROOT / 'docs').glob('*.md')))]
+
+
+def blocks(page, language):
+    """Blocks of code of a page, in a language."""
+    fences = re.findall(r'^```(\w*)\n(.*?)^```$', (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in fences if name == language]
+
+
+def commands():
+    """Each timm-rla command in a block of a page, a line that is continued being one."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, ''):
+            for line in block.replace('\\\n', ' ').splitlines():
+                match = re.match(r'(?:\$ )?(?:timm-rla|torchrun .* timm-rla) (\w+)( .*)?$', line.strip())
+                if match:
+                    arguments = re.split(r'\s#|\s\|\s', match[2] or '')[0]
+                    found.append((match[1], shlex.split(arguments)))
+    return found
 
 
 def test_tables_are_up_to_date():
     check = subprocess.run([sys.executable, ROOT / 'docs' / 'tables.py', '--check'])
     assert check.returncode == 0, 'run python docs/tables.py'
+
+
+@pytest.mark.parametrize('snippet', blocks('README.md', 'python'), ids=lambda text: text.splitlines()[0])
+def test_python_snippets_run(snippet):
+    """Each by itself, as it stands, but for what needs weights from the Hub."""
+    lines = [line for line in snippet.splitlines() if 'pretrained=True' not in line]
+    exec('import timm\n' + '\n'.join(lines), {})
+
+
+def test_there_are_commands():
+    assert len(commands()) > 20
+
+
+@pytest.mark.parametrize('name, arguments', commands(), ids=lambda part: part if isinstance(part, str) else '')
+def test_options_of_commands_exist(name, arguments):
+    module = importlib.import_module(f'timm_rla.commands.{name}')
+    if name == 'train':
+        parse(importlib.import_module('timm_rla.train.options').train_parser(), arguments)
+    elif name == 'quickstart' or name == 'reproduce':  # options of train follow their own
+        parser = module.quickstart_parser() if name == 'quickstart' else module.reproduce_parser()
+        _, options = parser.parse_known_args(arguments)
+        parse(importlib.import_module('timm_rla.train.options').train_parser(), options)
+    else:
+        getattr(module, f'{name}_parser')().parse_args(arguments)

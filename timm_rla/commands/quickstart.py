@@ -22,13 +22,19 @@ __all__ = ['main', 'write_digits']
 HELD_OUT = 360  # of 1,797 images
 
 
-def main(argv: Optional[List[str]] = None) -> None:
-    """Command line."""
-    parser = OptionParser(prog='timm-rla quickstart', description='Train a small network on handwritten digits.')
+def quickstart_parser() -> OptionParser:
+    parser = OptionParser(
+        prog='timm-rla quickstart',
+        description='Train a small network on handwritten digits. Other options are those of timm-rla train.')
     parser.add_argument('--config', default='quickstart', metavar='FILE', help='recipe, by name or file')
     parser.add_argument('--output', default='output/quickstart', metavar='DIR', help='folder for images and runs')
     parser.add_argument('--result', metavar='FILE', help='write the result as CSV, too')
-    args, options = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Command line."""
+    args, options = quickstart_parser().parse_known_args(argv)
 
     output = Path(args.output)
     digits = write_digits(output / 'digits')

@@ -1,4 +1,5 @@
 """Where a model runs, in which precision and layout, and as which of several processes."""
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from timm.utils.distributed import init_distributed_device_so
 from .errors import UserError, blame
 
 __all__ = ['Placement', 'default_device', 'default_workers', 'place']
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def place(
     Args:
         device: Device, as timm names it.
         model_dtype: Name of the model's own dtype, float32 if None.
-        amp_dtype: Name of the lower precision of mixed precision, none if None.
+        amp_dtype: Name of the lower precision of mixed precision, none if None; on a CPU never float16, which has no
+            fast convolutions there.
         channels_last: Use the channels_last memory layout.
 
     Raises:
@@ -79,6 +83,9 @@ def place(
         torch.backends.cudnn.benchmark = True
     elif device.startswith('cuda'):
         raise UserError(f'--device {device}: PyTorch finds no GPU here; --device cpu runs without one')
+    if amp_dtype == 'float16' and device.startswith('cpu'):
+        amp_dtype = 'bfloat16'
+        _logger.info('--amp: in bfloat16; float16, the default, takes minutes for a step on a CPU')
     with blame(f'--device {device}', AssertionError, RuntimeError, ValueError):
         found = init_distributed_device_so(device)
     return Placement(

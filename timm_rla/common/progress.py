@@ -50,7 +50,7 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(', '.join(shown), refresh=False)
             self.bar.update()
-        elif self.step % self.interval == 0 or self.step == self.total:
+        elif self.step % self.interval == 0:
             _logger.info('  '.join([f'{self.label} [{self.step}/{self.total}]', *shown]))
 
     def close(self) -> None:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-timm lint clean
+.PHONY: help quickstart test test-timm lint docs clean
 
 # What `make test-timm` adds: -k EXPRESSION, or --sample for one model of each family
 TIMM_TESTS ?=
@@ -13,6 +13,7 @@ help:
 	@echo 'make test         run the tests'
 	@echo 'make test-timm    run the model tests of timm itself on the models of this package'
 	@echo 'make lint         check the style'
+	@echo 'make docs         build the documentation site into build/site'
 	@echo 'make clean        remove the environment and all outputs'
 
 $(BIN)/python:
@@ -35,6 +36,9 @@ test-timm: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site
 
 clean:
 	rm -rf $(VENV) build output *.egg-info

@@ -45,6 +45,16 @@ def test_python_snippets_run(snippet):
     exec('import timm\n' + '\n'.join(lines), {})
 
 
+def test_site(tmp_path):
+    """Every page is built, and every link to another page is one."""
+    sphinx = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', ROOT / 'docs', tmp_path]
+    built = subprocess.run(sphinx, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    for page in ('index', 'evidence', 'api/networks', 'api/weights'):
+        assert (tmp_path / f'{page}.html').is_file()
+    assert 'freeze_attention' in (tmp_path / 'api' / 'weights.html').read_text()
+
+
 def test_there_are_commands():
     assert len(commands()) > 20
 

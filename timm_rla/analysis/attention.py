@@ -29,7 +29,7 @@ def attention_modules(model: nn.Module) -> Dict[str, LayerAttention]:
 
 @contextmanager
 def record_attention(model: nn.Module) -> Iterator[Dict[str, torch.Tensor]]:
-    """Record the layer attentions of a model's last forward pass.
+    """Record the layer attentions of a model's last forward pass::
 
         with record_attention(model) as attention:
             model(images)

@@ -187,6 +187,30 @@ def scaling() -> List[str]:
     return lines + _machines(used)
 
 
+WORKS = {
+    'timm': '`create_model`, `features_only`, Hub names, `train.py`, `validate.py`, `benchmark.py`, `onnx_export.py`, '
+            'and timm\'s own model tests (`make test-timm`)',
+    'transformers': '`TimmBackbone` / `AutoBackbone`, also inside UperNet and DETR; '
+                    '`TimmWrapperForImageClassification`, `AutoModelForImageClassification`',
+    'segmentation-models-pytorch': '`tu-rla_resnet50` and the others: Unet, DeepLabV3+; not the CIFAR networks',
+    'fastai': '`create_timm_model(\'rla_resnet18\', ...)`, `vision_learner(dls, \'rla_resnet18\')`',
+    'torchvision': 'Faster R-CNN on `features_only` and a feature pyramid',
+}
+
+
+def libraries() -> List[str]:
+    """Versions that `docs/libraries.py` has tried."""
+    with open(ROOT / 'results' / 'libraries.csv', newline='') as f:
+        tried = {row['library']: row for row in csv.DictReader(f)}
+    oldest = next(line.split('>=')[1].strip() for line in (ROOT / 'setup.cfg').read_text().splitlines()
+                  if line.strip().startswith('timm >='))
+    lines = [_line(['library', 'version', 'what works']), '|---|---|---|']
+    for name, what in WORKS.items():
+        version = tried[name]['version'].split('+')[0]
+        lines.append(_line([name, f'{oldest} to {version}' if name == 'timm' else version, what]))
+    return [*lines, '', f'Tried on {max(row["date"] for row in tried.values())} by `python docs/libraries.py`.']
+
+
 class Section(NamedTuple):
     """What stands between `<!-- begin NAME -->` and `<!-- end NAME -->`."""
     page: str  # file, from the root of the repository
@@ -199,6 +223,7 @@ SECTIONS: Dict[str, Section] = {
     'cifar models': Section('README.md', cifar_models),
     'benchmark': Section('README.md', benchmark),
     'scaling': Section('README.md', scaling),
+    'libraries': Section('README.md', libraries),
     'forms': Section('docs/design.md', forms),
 }
 

@@ -256,3 +256,4 @@ def test_transformers(exported, runs):
     logits = model(pixel_values=images(8)).logits
     assert torch.equal(logits, trained(runs.plain / 'last.pth.tar')(images(8)))
     assert type(model.timm_model).__module__.startswith('timm_rla')
+    assert model.config.id2label == {index: str(index) for index in range(10)}  # names of the folders, not LABEL_0

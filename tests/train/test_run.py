@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.utils import CheckpointSaver
 
 import timm_rla_cli as cli
 from timm_rla.common.device import Placement
 from timm_rla.common.options import parse
 from timm_rla.common.summary import read_summary
 from timm_rla.train import folder as run_folder
+from timm_rla.train.checkpoints import Checkpoints
 from timm_rla.train.data import create_loaders, open_splits
 from timm_rla.train.epoch import Trainer
 from timm_rla.train.options import data_spec, split_spec, train_parser
@@ -83,54 +83,67 @@ def kill_in_epoch(monkeypatch):
 
 
 def kill_before_summary(monkeypatch):
-    real = run_folder.utils.update_summary
+    real = run_folder.write_row
 
-    def update_summary(epoch, *args, **kwargs):
-        if epoch == KILLED_EPOCH:
+    def write_row(run_dir, row):
+        if row['epoch'] == KILLED_EPOCH:
             raise Killed
-        real(epoch, *args, **kwargs)
+        real(run_dir, row)
 
-    monkeypatch.setattr(run_folder.utils, 'update_summary', update_summary)
+    monkeypatch.setattr(run_folder, 'write_row', write_row)
 
 
 def kill_in_summary(monkeypatch):
-    real = run_folder.utils.update_summary
+    """As a program that writes line by line: timm's."""
+    real = run_folder.write_row
 
-    def update_summary(epoch, *args, filename, **kwargs):
-        real(epoch, *args, filename=filename, **kwargs)
-        if epoch == KILLED_EPOCH:
-            with open(filename) as f:
-                text = f.read()
-            with open(filename, 'w') as f:
-                f.write(text[:-20])
+    def write_row(run_dir, row):
+        real(run_dir, row)
+        if row['epoch'] == KILLED_EPOCH:
+            path = run_dir / 'summary.csv'
+            path.write_text(path.read_text()[:-20])
             raise Killed
 
-    monkeypatch.setattr(run_folder.utils, 'update_summary', update_summary)
+    monkeypatch.setattr(run_folder, 'write_row', write_row)
 
 
 def kill_before_last(monkeypatch):
-    real = CheckpointSaver.save_checkpoint
+    real = Checkpoints.save
 
-    def save_checkpoint(self, epoch, metric=None):
+    def save(self, content, epoch, metric):
         if epoch == KILLED_EPOCH:
             raise Killed
-        return real(self, epoch, metric)
+        real(self, content, epoch, metric)
 
-    monkeypatch.setattr(CheckpointSaver, 'save_checkpoint', save_checkpoint)
+    monkeypatch.setattr(Checkpoints, 'save', save)
+
+
+def kill_in_last(monkeypatch):
+    """The new file is written, and has not taken its place yet."""
+    real = os.replace
+
+    def replace(src, dst):
+        if str(dst).endswith('last.pth.tar') and (dst.parent / f'checkpoint-{KILLED_EPOCH - 1}.pth.tar').exists():
+            raise Killed
+        real(src, dst)
+
+    monkeypatch.setattr(os, 'replace', replace)
 
 
 def kill_after_last(monkeypatch):
-    real = CheckpointSaver._duplicate
+    real = Checkpoints._copy
 
-    def duplicate(self, src, dst):
-        if f'checkpoint-{KILLED_EPOCH}.' in str(dst):
+    def copy(self, name):
+        if f'checkpoint-{KILLED_EPOCH}.' in name:
             raise Killed
-        return real(self, src, dst)
+        real(self, name)
 
-    monkeypatch.setattr(CheckpointSaver, '_duplicate', duplicate)
+    monkeypatch.setattr(Checkpoints, '_copy', copy)
 
 
-KILLS = [kill_in_epoch, kill_before_summary, kill_in_summary, kill_before_last, kill_after_last]
+KILLS = [
+    kill_in_epoch, kill_before_summary, kill_in_summary, kill_before_last, kill_in_last, kill_after_last,
+]
 
 
 @pytest.fixture(scope='module')
@@ -261,3 +274,15 @@ def test_pad_and_crop(tmp_path):
         assert label == 0
         seen.add(windows[np.asarray(image)[0].tobytes()])
     assert len(seen) == 81
+
+
+def test_what_is_odd_about_a_run_is_said(image_folder, tmp_path, caplog):
+    options = ['--workers', '0', '--epochs', '1']
+    train(image_folder, tmp_path, *options, '--resume', 'auto')
+    assert f'--resume auto: no checkpoint in {tmp_path / "run"}, the run begins anew' in caplog.text
+    assert '--warmup-epochs 1: all of the 1 epochs are warm-up' in caplog.text
+    before = (tmp_path / 'run' / 'summary.csv').read_text()
+    caplog.clear()
+    train(image_folder, tmp_path, *options, '--resume', str(tmp_path / 'run' / 'last.pth.tar'))
+    assert 'Nothing is left to do: ' in caplog.text and 'is at epoch 1 of 1' in caplog.text
+    assert (tmp_path / 'run' / 'summary.csv').read_text() == before

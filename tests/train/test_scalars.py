@@ -3,6 +3,7 @@ import csv
 import glob
 import os
 import struct
+import time
 
 import pytest
 from wandb.proto import wandb_internal_pb2
@@ -63,12 +64,8 @@ def leveldb_records(path):
             whole = b''
 
 
-def test_wandb(run, tmp_path):
-    rows = run('--log-wandb', '--wandb-project', 'test', '--epochs', '2')
-    import wandb
-
-    wandb.finish()
-    (path,) = glob.glob(os.path.join(tmp_path, 'wandb', 'offline-run-*', '*.wandb'))
+def history_of(path):
+    """Rows that a run has logged, without what Weights & Biases itself adds."""
     history = []
     for data in leveldb_records(path):
         record = wandb_internal_pb2.Record()
@@ -76,4 +73,16 @@ def test_wandb(run, tmp_path):
         if record.WhichOneof('record_type') == 'history':
             items = {item.key or '/'.join(item.nested_key): item.value_json for item in record.history.item}
             history.append({key: float(value) for key, value in items.items() if not key.startswith('_')})
-    assert [pytest.approx(row) for row in rows] == history
+    return history
+
+
+def test_wandb(run, tmp_path):
+    rows = run('--log-wandb', '--wandb-project', 'test', '--epochs', '2')
+    import wandb
+
+    wandb.finish()
+    (path,) = glob.glob(os.path.join(tmp_path, 'wandb', 'offline-run-*', '*.wandb'))
+    deadline = time.monotonic() + 30  # another process writes it
+    while len(history := history_of(path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert history == [pytest.approx(row) for row in rows]

@@ -14,14 +14,27 @@ __all__ = ['check_writable', 'replacing']
 def replacing(path: Path) -> Iterator[Path]:
     """Another name to write to, whose file takes the place of `path` at the end if nothing went wrong.
 
-    Whoever reads `path`, or interrupts this, finds the old file or the new one.
+    Whoever reads `path`, or interrupts this, finds the old file or the new one, also after a loss of power.
     """
     temporary = path.with_name(f'{path.name}.tmp')
     try:
         yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == 'nt':
+        return  # nobody can open folders there
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(path: Path, option: str) -> None:

@@ -1,34 +1,101 @@
-"""summary.csv of a run: one row for each epoch, as timm writes it."""
+"""summary.csv of a run: one row for each epoch, in the columns of timm. Read whatever is whole, written as a whole."""
 import csv
+import logging
+import math
 from pathlib import Path
 from typing import Dict, List, Optional
 
+from .errors import blame
 from .files import replacing
 
-__all__ = ['SUMMARY', 'best_row', 'metric_key', 'read_summary', 'trim_summary']
+__all__ = ['SUMMARY', 'best_row', 'metric_key', 'read_summary', 'trim_summary', 'write_row']
 
 SUMMARY = 'summary.csv'
+EPOCH = 'epoch'
+_logger = logging.getLogger(__name__)
 
 
 def read_summary(run_dir: Path) -> List[Dict[str, float]]:
-    """Rows of a run's summary.csv as numbers, in the order of epochs; none if there is no file."""
+    """Rows of a run's summary.csv as numbers, in the order of epochs; none if there is no file.
+
+    What is no row is left out, and said: cut or damaged lines, repeated headers. Of an epoch that stands there twice,
+    as after a resume by timm's script, the last row counts.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     path = run_dir / SUMMARY
     if not path.is_file():
         return []
-    with open(path, newline='') as f:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(f)]
+    with blame(str(path), OSError), open(path, newline='', encoding='utf-8-sig', errors='replace') as f:
+        lines = f.read().replace('\0', '').splitlines()
+    header: List[str] = []
+    rows: Dict[int, Dict[str, float]] = {}
+    damaged = 0
+    for line in lines:
+        cells = _cells(line)
+        if EPOCH in cells:
+            header = cells
+            continue
+        row = _row(header, cells)
+        if row is None:
+            damaged += bool(line.strip())
+        else:
+            rows[int(row[EPOCH])] = row
+    if damaged:
+        _logger.warning(f'{path}: {damaged} damaged line{"s" if damaged > 1 else ""} left out')
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def _cells(line: str) -> List[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
+
+
+def _row(header: List[str], cells: List[str]) -> Optional[Dict[str, float]]:
+    """A row as numbers; None if it is no whole one."""
+    if not header or len(cells) != len(header):
+        return None
+    try:
+        row = {key: float(value) for key, value in zip(header, cells) if value}
+    except ValueError:
+        return None
+    epoch = row.get(EPOCH, -1)
+    return row if math.isfinite(epoch) and epoch >= 0 and epoch == int(epoch) else None
+
+
+def write_row(run_dir: Path, row: Dict[str, float]) -> None:
+    """Add the row of an epoch, or replace it.
+
+    Args:
+        run_dir: Folder of the run.
+        row: Numbers by their columns, the first `epoch`.
+
+    Raises:
+        UserError: The file cannot be written; it is as it was then.
+    """
+    before = [other for other in read_summary(run_dir) if other[EPOCH] < row[EPOCH]]
+    _write(run_dir / SUMMARY, [*before, row])
 
 
 def trim_summary(run_dir: Path, start_epoch: int) -> None:
-    """Drop rows of epochs that will be run again."""
+    """Drop rows of epochs that will be run again, and what is no row."""
     path = run_dir / SUMMARY
-    if not path.is_file():
+    if path.is_file():
+        _write(path, [row for row in read_summary(run_dir) if row[EPOCH] < start_epoch])
+
+
+def _write(path: Path, rows: List[Dict[str, float]]) -> None:
+    if not rows:
+        path.unlink(missing_ok=True)
         return
-    with open(path, newline='') as f:
-        header, *rows = csv.reader(f)
-    whole = (row for row in rows if len(row) == len(header))  # a kill can cut the last one short
-    with replacing(path) as temporary, open(temporary, 'w', newline='') as f:
-        csv.writer(f).writerows([header, *(row for row in whole if int(row[0]) < start_epoch)])
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with blame(str(path), OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+        writer = csv.DictWriter(f, columns)
+        writer.writeheader()
+        writer.writerows(dict(row, epoch=int(row[EPOCH])) for row in rows)
 
 
 def metric_key(row: Dict[str, float], metric: str) -> str:
@@ -37,8 +104,8 @@ def metric_key(row: Dict[str, float], metric: str) -> str:
 
 
 def best_row(rows: List[Dict[str, float]], metric: str) -> Optional[Dict[str, float]]:
-    """First row with the best value of a metric, such as 'top1' or 'loss', as timm's checkpoint saver counts it."""
-    if not rows:
+    """First row with the best value of a metric, such as 'top1' or 'loss'; None if no row has it."""
+    found = [row for row in rows if metric_key(row, metric) in row]
+    if not found:
         return None
-    key = metric_key(rows[0], metric)
-    return (min if metric == 'loss' else max)(rows, key=lambda row: row[key])
+    return (min if metric == 'loss' else max)(found, key=lambda row: row[metric_key(row, metric)])

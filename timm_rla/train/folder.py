@@ -1,30 +1,20 @@
 """The folder of a run: what is written after each epoch, and going on from there.
 
-A checkpoint of timm holds model, optimizer, EMA and loss scaler. Beside it, for each process, lies a small file with
-the random number generators and the schedule, `resume-EPOCH-RANK.pth`. It is written first, and each file under
-another name that is then replaced, so that a run killed at any point finds a checkpoint with all that belongs to it.
+A checkpoint holds model, optimizer, EMA and loss scaler. Beside it, for each process, lies a small file with the random
+number generators and the schedule, `resume-EPOCH-RANK.pth`. It is written first, and each file under another name that
+then takes its place, so that a run killed at any point finds a checkpoint with all that belongs to it.
 """
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional
 
 import torch
-from timm import utils
 
-from .._timm import file_checkpoint
-from ..common.errors import UserError
+from ..common.errors import UserError, blame
 from ..common.files import replacing
-from ..common.summary import SUMMARY, best_row, metric_key, read_summary, trim_summary
+from ..common.summary import SUMMARY, metric_key, read_summary, trim_summary, write_row
+from .checkpoints import Checkpoints, Kept, find_last
 
-__all__ = ['RunFolder', 'find_last', 'load_resume_state', 'save_resume_state']
-
-LAST = 'last.pth.tar'
-
-
-def find_last(run_dir: Path) -> Optional[Path]:
-    """Last checkpoint of a run, None if there is none yet."""
-    path = run_dir / LAST
-    return path if path.is_file() else None
-
+__all__ = ['RunFolder', 'load_resume_state', 'save_resume_state']
 
 def _resume_path(run_dir: Path, epoch: int, rank: int) -> Path:
     return run_dir / f'resume-{epoch}-{rank}.pth'
@@ -56,7 +46,7 @@ class RunFolder:
     def __init__(self, path: Path, rank: int = 0):
         self.path = path
         self.rank = rank
-        self.saver: Optional[utils.CheckpointSaver] = None  # of the first process, once `open` has been called
+        self.checkpoints: Optional[Checkpoints] = None  # of the first process, once `open` has been called
 
     def find_checkpoint(self, resume: str) -> Optional[Path]:
         """Checkpoint to go on from, None for a fresh start.
@@ -71,7 +61,9 @@ class RunFolder:
         if resume == 'auto':
             checkpoint = find_last(self.path)
             if checkpoint is None:
-                return None  # killed before its first checkpoint, or not begun
+                if len(read_summary(self.path)) > 1:  # else it was killed in its first epoch, or has not begun
+                    raise UserError(f'--resume auto: {self.path} holds a run without a checkpoint that can be read')
+                return None
         elif resume:
             checkpoint = Path(resume)
             if not checkpoint.is_file():
@@ -85,40 +77,33 @@ class RunFolder:
         """True if a checkpoint lies in this folder."""
         return checkpoint.parent.resolve() == self.path.resolve()
 
-    def open(self, saver: utils.CheckpointSaver, options: str, metric: str) -> None:
+    def open(self, checkpoints: Checkpoints, options: str, metric: str) -> None:
         """Begin to write, in the first process.
 
         Args:
-            saver: Checkpoint saver of this folder.
+            checkpoints: Of this folder.
             options: Text of args.yaml.
             metric: Metric of the best checkpoint.
+
+        Raises:
+            UserError: The folder cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / 'args.yaml').write_text(options)
-        self.saver = saver
+        with blame(str(self.path), OSError):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / 'args.yaml') as temporary:
+                temporary.write_text(options)
+        self.checkpoints = checkpoints
         self.metric = metric
 
-    def go_on(self, checkpoint: Path, start_epoch: int) -> None:
+    def go_on(self, start_epoch: int) -> None:
         """Bring the folder of a run that was killed at any point into the state right after one of its checkpoints."""
         trim_summary(self.path, start_epoch)
-        *before, last = read_summary(self.path) or [None]
-        if last is None:
-            return
-        self._restore_saver(before)
-        # the saver may have been killed before it had made copies of the checkpoint and dropped a worse one
-        file_checkpoint(self.saver, checkpoint, int(last['epoch']), last[metric_key(last, self.metric)])
-
-    def _restore_saver(self, rows: List[Dict[str, float]]) -> None:
-        """Tell the saver of the checkpoints of the epochs in `rows` that are on disk, and of the best epoch."""
-        files: List[Tuple[str, float]] = []
-        for row in rows:
-            path = self.path / f'checkpoint-{int(row["epoch"])}.pth.tar'
-            if path.is_file():
-                files.append((str(path), row[metric_key(row, self.metric)]))
-        self.saver.checkpoint_files = sorted(files, key=lambda f: f[1], reverse=not self.saver.decreasing)
-        best = best_row(rows, self.metric)
-        if best is not None:
-            self.saver.best_epoch, self.saver.best_metric = int(best['epoch']), best[metric_key(best, self.metric)]
+        rows = read_summary(self.path)
+        kept = [Kept(int(row['epoch']), row[metric_key(row, self.metric)]) for row in rows]
+        self.checkpoints.restore(kept[:-1])
+        if kept and kept[-1].epoch == start_epoch - 1:
+            # the run may have been killed before it had made copies of `last` and dropped a worse one
+            self.checkpoints.rank(*kept[-1])
 
     def save_state(self, epoch: int, state: Dict[str, Any]) -> None:
         """Write what this process needs to go on behind an epoch. It comes before the checkpoint."""
@@ -131,7 +116,8 @@ class RunFolder:
             train_metrics: Dict[str, float],
             eval_metrics: Optional[Dict[str, float]],
             learning_rate: float,
-    ) -> None:
+            content: Dict[str, Any],
+    ) -> Dict[str, float]:
         """Write summary row and checkpoint of an epoch, in the first process.
 
         Args:
@@ -139,13 +125,14 @@ class RunFolder:
             train_metrics: Of training.
             eval_metrics: Of validation, None if there is none.
             learning_rate: Mean over the parameter groups.
+            content: What the checkpoint holds.
+
+        Returns:
+            The row.
         """
-        utils.update_summary(
-            epoch,
-            train_metrics,
-            eval_metrics,
-            filename=str(self.path / SUMMARY),
-            lr=learning_rate,
-            write_header=not (self.path / SUMMARY).exists(),
-        )
-        self.saver.save_checkpoint(epoch, metric=(eval_metrics or train_metrics)[self.metric])
+        row: Dict[str, float] = dict(epoch=epoch)
+        row.update({f'train_{name}': value for name, value in train_metrics.items()})
+        row.update({f'eval_{name}': value for name, value in (eval_metrics or {}).items()}, lr=learning_rate)
+        write_row(self.path, row)
+        self.checkpoints.save(content, epoch, (eval_metrics or train_metrics)[self.metric])
+        return row

@@ -22,6 +22,7 @@ from ..common.errors import UserError, blame
 from ..common.evaluation import evaluate
 from ..common.networks import compile_model
 from ..common.options import input_spec, placement
+from .checkpoints import Checkpoints
 from .data import Splits, TrainData, create_loaders, open_splits
 from .epoch import Trainer
 from .folder import RunFolder, load_resume_state
@@ -92,19 +93,19 @@ def train(options: argparse.Namespace) -> Path:
     scalar_logs: List[ScalarLog] = []
     if place.primary:
         scalar_logs = open_scalar_logs(args, folder.path, run.start_epoch)
-        folder.open(_create_saver(run, folder.path, args), yaml.safe_dump(vars(options)), run.metric)
+        checkpoints = Checkpoints(folder.path, args.checkpoint_hist, decreasing=run.metric == 'loss')
+        folder.open(checkpoints, yaml.safe_dump(vars(options)), run.metric)
         if checkpoint is not None and folder.holds(checkpoint):
-            folder.go_on(checkpoint, run.start_epoch)
+            folder.go_on(run.start_epoch)
         _announce(run, folder, checkpoint, args)
     _restore(run, data, checkpoint, args.sched, args.sched_on_updates)
-    _run_epochs(
-        run, data, folder, args.val_interval, args.mixup_off_epoch, args.dist_bn, args.log_interval, scalar_logs)
+    _run_epochs(run, data, folder, args, scalar_logs)
 
     if place.distributed:
         torch.distributed.destroy_process_group()
-    if place.primary and folder.saver.best_metric is not None:
-        _logger.info(f'Best {run.metric} {folder.saver.best_metric:.4f} in epoch {folder.saver.best_epoch + 1}; '
-                     f'checkpoints in {folder.path}')
+    if place.primary and folder.checkpoints.best is not None:
+        epoch, metric = folder.checkpoints.best
+        _logger.info(f'Best {run.metric} {metric:.4f} in epoch {epoch + 1}; checkpoints in {folder.path}')
     return folder.path
 
 
@@ -229,18 +230,20 @@ def _load_optimizer(
             loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
 
 
-def _create_saver(run: _Run, folder: Path, args: argparse.Namespace) -> utils.CheckpointSaver:
-    return utils.CheckpointSaver(
-        model=run.trainer.model,
-        optimizer=run.trainer.optimizer,
-        args=args,  # timm's checkpoints hold it
-        model_ema=run.trainer.model_ema,
-        amp_scaler=run.trainer.loss_scaler,
-        checkpoint_dir=str(folder),
-        recovery_dir=str(folder),
-        decreasing=run.metric == 'loss',
-        max_history=args.checkpoint_hist,
+def _content(run: _Run, args: argparse.Namespace) -> Dict[str, Any]:
+    """What a checkpoint holds beside epoch and metric, as timm's scripts write and read it."""
+    trainer = run.trainer
+    content = dict(
+        arch=args.model,
+        args=args,
+        state_dict=utils.get_state_dict(trainer.model),
+        optimizer=trainer.optimizer.state_dict(),
     )
+    if trainer.loss_scaler is not None:
+        content[trainer.loss_scaler.state_dict_key] = trainer.loss_scaler.state_dict()
+    if trainer.model_ema is not None:
+        content['state_dict_ema'] = utils.get_state_dict(trainer.model_ema)
+    return content
 
 
 def _restore(run: _Run, data: TrainData, checkpoint: Optional[Path], sched: str, on_updates: bool) -> None:
@@ -275,18 +278,15 @@ def _run_epochs(
         run: _Run,
         data: TrainData,
         folder: RunFolder,
-        val_interval: int,
-        mixup_off_epoch: int,
-        dist_bn: str,
-        log_interval: int,
+        args: argparse.Namespace,
         scalar_logs: Sequence[ScalarLog] = (),
 ) -> None:
     trainer, place = run.trainer, run.trainer.placement
     for epoch in range(run.start_epoch, run.num_epochs):
-        data.start_epoch(epoch, mixes=not mixup_off_epoch or epoch < mixup_off_epoch)
-        train_metrics = trainer.train_epoch(data.train_loader, epoch, run.num_epochs, log_interval)
-        _share_statistics(trainer.model, dist_bn, place)
-        if (epoch + 1) % val_interval and epoch + 1 != run.num_epochs:
+        data.start_epoch(epoch, mixes=not args.mixup_off_epoch or epoch < args.mixup_off_epoch)
+        train_metrics = trainer.train_epoch(data.train_loader, epoch, run.num_epochs, args.log_interval)
+        _share_statistics(trainer.model, args.dist_bn, place)
+        if (epoch + 1) % args.val_interval and epoch + 1 != run.num_epochs:
             trainer.scheduler.step(epoch + 1, metric=None)
             continue
 
@@ -294,8 +294,8 @@ def _run_epochs(
         if data.eval_loader is not None:
             for name, eval_model in run.eval_models.items():
                 if name:
-                    _share_statistics(eval_model, dist_bn, place)
-                eval_metrics = evaluate(eval_model, data.eval_loader, place, f'Validate{name}', log_interval)
+                    _share_statistics(eval_model, args.dist_bn, place)
+                eval_metrics = evaluate(eval_model, data.eval_loader, place, f'Validate{name}', args.log_interval)
         latest = (eval_metrics or train_metrics)[run.metric]
         folder.save_state(epoch, _resume_state(run, data, latest))
         if place.distributed:
@@ -303,12 +303,10 @@ def _run_epochs(
         if place.primary:
             rates = [group['lr'] for group in trainer.optimizer.param_groups]
             rate = sum(rates) / len(rates)
-            folder.save_epoch(epoch, train_metrics, eval_metrics, rate)
+            row = folder.save_epoch(epoch, train_metrics, eval_metrics, rate, _content(run, args))
             _log_epoch(f'Epoch {epoch + 1}/{run.num_epochs}', train_metrics, eval_metrics, rate)
-            scalars = {f'train_{name}': value for name, value in train_metrics.items()}
-            scalars.update({f'eval_{name}': value for name, value in (eval_metrics or {}).items()}, lr=rate)
             for log in scalar_logs:
-                log(epoch, scalars)
+                log(row)
         trainer.scheduler.step(epoch + 1, latest)
 
 

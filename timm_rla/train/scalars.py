@@ -8,7 +8,7 @@ from ..common.extras import import_extra
 
 __all__ = ['ScalarLog', 'open_scalar_logs']
 
-ScalarLog = Callable[[int, Dict[str, float]], None]  # takes the index of an epoch, and its scalars by name
+ScalarLog = Callable[[Dict[str, float]], None]  # takes a row of summary.csv
 
 
 def open_scalar_logs(args: argparse.Namespace, folder: Path, start_epoch: int) -> List[ScalarLog]:
@@ -37,7 +37,7 @@ def _wandb(project: str, name: str, config: Dict[str, Any], tags: Sequence[str],
         run = wandb.init(
             project=project, name=name, config=config, tags=list(tags), resume='must' if resume_id else None,
             id=resume_id or None)
-    return lambda epoch, scalars: run.log(dict(epoch=epoch, **scalars))
+    return run.log
 
 
 def _tensorboard(folder: Path, start_epoch: int) -> ScalarLog:
@@ -47,9 +47,10 @@ def _tensorboard(folder: Path, start_epoch: int) -> ScalarLog:
     with blame(f'--log-tensorboard {folder}', OSError):
         writer = SummaryWriter(str(folder / 'tensorboard'), purge_step=start_epoch)
 
-    def log(epoch: int, scalars: Dict[str, float]) -> None:
-        for name, value in scalars.items():
-            writer.add_scalar(name.replace('_', '/', 1), value, epoch)  # train/loss, in the section 'train'
+    def log(row: Dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != 'epoch':
+                writer.add_scalar(name.replace('_', '/', 1), value, row['epoch'])  # train/loss, in the section 'train'
         writer.flush()
 
     return log

@@ -1,0 +1,124 @@
+"""Checkpoints of a run: `last`, the best ones by epoch, and `model_best`, named as timm's CheckpointSaver names them.
+
+Unlike there, no file is ever missing while another takes its place, each is on the disk before it counts, and none
+shares its bytes with another.
+"""
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import torch
+
+from ..common.checkpoint import read_checkpoint
+from ..common.errors import UserError, blame
+from ..common.files import replacing
+
+__all__ = ['LAST', 'Checkpoints', 'Kept', 'find_last']
+
+LAST, BEST = 'last.pth.tar', 'model_best.pth.tar'
+_logger = logging.getLogger(__name__)
+
+
+class Kept(NamedTuple):
+    """An epoch whose checkpoint is kept."""
+    epoch: int
+    metric: float
+
+
+def _name(epoch: int) -> str:
+    return f'checkpoint-{epoch}.pth.tar'
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run.
+
+    Args:
+        folder: Folder of the run.
+        keep: How many of the best are kept by epoch.
+        decreasing: A lower metric is better.
+    """
+
+    def __init__(self, folder: Path, keep: int = 10, decreasing: bool = False):
+        self.folder = folder
+        self.keep = keep
+        self.decreasing = decreasing
+        self.kept: List[Kept] = []  # from best to worst, of equals the earlier first
+        self.best: Optional[Kept] = None
+
+    def _better(self, metric: float, than: float) -> bool:
+        return metric < than if self.decreasing else metric > than
+
+    def restore(self, rows: List[Kept]) -> None:
+        """Know what a run has written so far.
+
+        Args:
+            rows: All its epochs with their metrics.
+        """
+        self.kept = self._ranked([row for row in rows if (self.folder / _name(row.epoch)).is_file()])
+        ranked = self._ranked(rows)
+        self.best = ranked[0] if ranked else None
+
+    def _ranked(self, rows: List[Kept]) -> List[Kept]:
+        return sorted(rows, key=lambda row: row.metric if self.decreasing else -row.metric)
+
+    def save(self, content: Dict[str, Any], epoch: int, metric: float) -> None:
+        """Write the checkpoint of an epoch.
+
+        Args:
+            content: What it holds, but for epoch and metric.
+            epoch: Index of the epoch.
+            metric: That it is ranked by.
+
+        Raises:
+            UserError: It cannot be written; all that was there before is still there.
+        """
+        path = self.folder / LAST
+        with blame(str(path), OSError, RuntimeError), replacing(path) as temporary:
+            torch.save(dict(content, epoch=epoch, metric=metric, version=2), temporary)  # timm's format
+        self.rank(epoch, metric)
+
+    def rank(self, epoch: int, metric: float) -> None:
+        """Copy `last`, the checkpoint of an epoch, to where it belongs, and drop the one that it displaces."""
+        if len(self.kept) < self.keep or self._better(metric, self.kept[-1].metric):
+            self._copy(_name(epoch))
+            ranked = self._ranked([*(row for row in self.kept if row.epoch != epoch), Kept(epoch, metric)])
+            self.kept = ranked[:self.keep]
+            for row in ranked[self.keep:]:
+                (self.folder / _name(row.epoch)).unlink(missing_ok=True)
+        if self.best is None or self._better(metric, self.best.metric):
+            self._copy(BEST)
+            self.best = Kept(epoch, metric)
+
+    def _copy(self, name: str) -> None:
+        path = self.folder / name
+        with blame(str(path), OSError), replacing(path) as temporary:
+            shutil.copyfile(self.folder / LAST, temporary)
+
+
+def find_last(folder: Path) -> Optional[Path]:
+    """The newest checkpoint of a run that can be read; None if there is none.
+
+    That is `last`. Should it be damaged or missing, it is the kept one of the latest epoch, which is said.
+    """
+    paths = [folder / LAST, *sorted(folder.glob('checkpoint-*.pth.tar'), key=_epoch_of, reverse=True)]
+    problems = []
+    for path in paths:
+        if not path.is_file():
+            problems.append(f'{path.name} is missing')
+            continue
+        try:
+            read_checkpoint(str(path), '--resume')
+        except UserError as e:
+            problems.append(str(e))
+            continue
+        if problems:
+            _logger.warning(f'{"; ".join(problems)}: going on from {path}')
+        return path
+    return None
+
+
+def _epoch_of(path: Path) -> int:
+    number = re.search(r'checkpoint-(\d+)', path.name)
+    return int(number[1]) if number else -1

@@ -97,8 +97,10 @@ def timm_defaults():
 
 def test_options_are_those_of_timm():
     theirs, ours = timm_defaults(), vars(parse(train_parser(), []))
-    assert ours.pop('in_memory') is False  # an addition
+    assert not any(ours.pop(addition) for addition in ('in_memory', 'log_tensorboard'))
     assert set(ours) <= set(theirs)
+    for by_machine in ('device', 'workers'):
+        assert type(ours.pop(by_machine)) is type(theirs.pop(by_machine))
     assert {name: theirs[name] for name in ours} == ours
     assert {name: value for name, value in theirs.items() if name not in ours} == UNSUPPORTED
 

@@ -2,6 +2,7 @@
 import logging
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import timm
@@ -23,7 +24,8 @@ _logger = logging.getLogger(__name__)
 _BUILD_ERRORS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
-SAVED = ('hf-hub:', 'hf_hub:', 'local-dir:')  # how names of models begin that are saved somewhere, with their weights
+FOLDER = 'local-dir:'
+SAVED = ('hf-hub:', 'hf_hub:', FOLDER)  # how names of models begin that are saved somewhere, with their weights
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,9 @@ def restore_network(
         UserError: Unknown model, or a checkpoint of another model.
     """
     pretrained = spec.pretrained or spec.model.startswith(SAVED)
+    if checkpoint is None and spec.model.startswith(FOLDER):  # read as every checkpoint: no code in it is run
+        checkpoint = read_checkpoint(_weights_file(Path(spec.model.removeprefix(FOLDER))), f'--model {FOLDER}')
+        source = f'--model {spec.model}'
     if verbose and not pretrained and checkpoint is None:
         _logger.warning(f'{spec.model}: random weights; --checkpoint or --pretrained loads trained ones')
     model = build_model(
@@ -198,6 +203,12 @@ def restore_network(
         load_weights(model, checkpoint, source, use_ema=spec.use_ema)
     data_config = spec.input.resolve(model, spec.use_test_size, verbose)
     return Network(spec.model, model, data_config, _label_names(model, training_options(checkpoint or {})))
+
+
+def _weights_file(folder: Path) -> str:
+    """Weights in an exported folder; the name that it should have if there are none."""
+    names = ('model.safetensors', 'pytorch_model.bin')
+    return str(folder / next((name for name in names if (folder / name).is_file()), names[0]))
 
 
 def _label_names(model: nn.Module, trained: Dict[str, Any]) -> Optional[List[str]]:

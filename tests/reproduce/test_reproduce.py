@@ -57,6 +57,12 @@ def test_schedule_follows_the_length(epochs, milestones):
     assert args.epochs == epochs and args.decay_milestones == milestones
 
 
+def test_seed_in_options():
+    run = plan_runs(load_table('table1', [20], ['cifar10'], ['rla']), [3])[1]
+    assert train_options(run, None, ['--pretrained-path', 'plain-seed{seed}/last.pth.tar'])[-2:] == [
+        '--pretrained-path', 'plain-seed3/last.pth.tar']
+
+
 def test_seeds_come_before_cells():
     runs = plan_runs(small_table(only=['rla']), [0, 1])
     assert [(run.cell.key, run.seed) for run in runs] == [('plain', 0), ('rla', 0), ('plain', 1), ('rla', 1)]
@@ -140,7 +146,7 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     assert '0 of 2 runs are finished, 2 to go' in out and '[2/2]' in out and 'top-1 error' in out
     for name in ('report.md', 'report.csv', 'curves.png', 'differences.png'):
         assert (tmp_path / 'out' / name).stat().st_size > 0
-    assert '2 epochs instead of' in (tmp_path / 'out' / 'report.md').read_text()
+    assert '2 epochs instead of 160' in (tmp_path / 'out' / 'report.md').read_text()
     assert 'digits' in (tmp_path / 'out' / 'report.md').read_text()
 
     folder = tmp_path / 'out' / 'cifar10-20-plain-seed0'

@@ -13,7 +13,7 @@ from ..common.extras import import_extra
 from ..common.files import replacing
 from ..common.summary import read_summary
 from .plan import Cell, Run, Table
-from .runs import Results
+from .runs import Results, recipe_epochs
 
 __all__ = ['Row', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_csv', 'write_markdown']
 
@@ -114,7 +114,8 @@ def title(results: Results, data: str) -> str:
     """
     parts = [results.table.title]
     if results.epochs is not None:
-        parts.append(f'{results.epochs} epochs instead of the recipe\'s')
+        usual = sorted({recipe_epochs(cell.dataset) for cell in results.table.cells})
+        parts.append(f'{results.epochs} epochs instead of {" and ".join(map(str, usual))}')
     if data:
         parts.append(data)
     return ', '.join(parts)

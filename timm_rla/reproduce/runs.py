@@ -19,7 +19,7 @@ from ..common.summary import read_summary
 from ..train.options import train_parser
 from .plan import RECIPES, Run, Table
 
-__all__ = ['Results', 'epochs_done', 'run_all', 'scaled_schedule', 'shell_commands', 'train_options']
+__all__ = ['Results', 'epochs_done', 'recipe_epochs', 'run_all', 'scaled_schedule', 'shell_commands', 'train_options']
 
 SETTINGS = 'table.yaml'  # of a results folder: what its runs have in common
 POLL = 1.  # seconds
@@ -74,7 +74,7 @@ class Results:
 
     def epochs_of(self, run: Run) -> int:
         """Epochs of a run."""
-        return self.epochs or parse(train_parser(), _recipe(run)).epochs
+        return self.epochs or recipe_epochs(run.cell.dataset)
 
     def missing(self, runs: Sequence[Run]) -> List[Run]:
         """Runs that are not finished."""
@@ -93,8 +93,13 @@ def epochs_done(folder: Path) -> int:
     return int(rows[-1]['epoch']) + 1 if rows else 0
 
 
-def _recipe(run: Run) -> List[str]:
-    return ['--config', str(find_recipe(RECIPES[run.cell.dataset]))]
+def _recipe(dataset: str) -> List[str]:
+    return ['--config', str(find_recipe(RECIPES[dataset]))]
+
+
+def recipe_epochs(dataset: str) -> int:
+    """Length of the recipe of a data set, in epochs."""
+    return parse(train_parser(), _recipe(dataset)).epochs
 
 
 def scaled_schedule(args: argparse.Namespace, epochs: int) -> Dict[str, Any]:
@@ -119,9 +124,9 @@ def train_options(run: Run, epochs: Optional[int], options: Sequence[str]) -> Li
     Args:
         run: The run.
         epochs: Its length, that of the recipe if None.
-        options: Further options, above those of the recipe.
+        options: Further options, above those of the recipe; '{seed}' in them stands for the seed of the run.
     """
-    recipe = _recipe(run)
+    recipe = _recipe(run.cell.dataset)
     args = parse(train_parser(), recipe)
     given = [*recipe, '--model', run.cell.model, '--seed', str(run.seed)]
     kwargs = {**args.model_kwargs, **run.cell.model_kwargs}
@@ -131,7 +136,7 @@ def train_options(run: Run, epochs: Optional[int], options: Sequence[str]) -> Li
         given += ['--epochs', str(epochs)]
         for name, value in scaled_schedule(args, epochs).items():
             given += [f'--{name.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
-    return [*given, *options]
+    return [*given, *(option.replace('{seed}', str(run.seed)) for option in options)]
 
 
 def run_all(results: Results, runs: Sequence[Run], jobs: int = 1, devices: Sequence[str] = ()) -> List[Run]:

@@ -211,6 +211,34 @@ def libraries() -> List[str]:
     return [*lines, '', f'Tried on {max(row["date"] for row in tried.values())} by `python docs/libraries.py`.']
 
 
+EVIDENCE = ROOT / 'results' / 'cifar10-depth20'
+
+
+def accuracy() -> List[str]:
+    """Errors of the networks of `EVIDENCE` that have runs, beside the paper's, and differences from the plain one."""
+    with open(EVIDENCE / 'report.csv', newline='') as f:
+        cells = {row['model']: row for row in csv.DictReader(f) if row['error']}
+    lines = [
+        _line(['network', 'top-1 error, %', 'seeds', 'minus plain, paired by seed', 'paper']),
+        '|---|---|---|---|---|',
+    ]
+    for model, row in cells.items():
+        error, difference = f'{float(row["mean"]):.2f}', '-'
+        if row['std']:
+            error += f' ± {float(row["std"]):.2f}'
+        if row['lower']:
+            difference = '{:+.2f} ({:+.2f} to {:+.2f})'.format(
+                *(float(row[key]) for key in ('difference', 'lower', 'upper')))
+        lines.append(_line([f'`{model}`', error, row['n'], difference, row['paper_error'] or '-']))
+    return lines
+
+
+def report(folder: Path) -> List[str]:
+    """The report of a table, as `timm-rla reproduce` writes it, below a heading of the page."""
+    title, *lines = (folder / 'report.md').read_text().splitlines()
+    return [f'*{title.removeprefix("# ")}*', *(f'#{line}' if line.startswith('##') else line for line in lines)]
+
+
 class Section(NamedTuple):
     """What stands between `<!-- begin NAME -->` and `<!-- end NAME -->`."""
     page: str  # file, from the root of the repository
@@ -219,6 +247,8 @@ class Section(NamedTuple):
 
 SECTIONS: Dict[str, Section] = {
     'quickstart': Section('README.md', quickstart),
+    'accuracy': Section('README.md', accuracy),
+    'report': Section('docs/evidence.md', lambda: report(EVIDENCE)),
     'models': Section('README.md', models),
     'cifar models': Section('README.md', cifar_models),
     'benchmark': Section('README.md', benchmark),

@@ -12,6 +12,7 @@ from typing import List, Optional
 
 __all__ = ['COMMANDS', 'main']
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: another try is welcome
 COMMANDS = {  # name, also of the module, and what --help says
     'train': "train a model, with the options of timm's train.py",
     'validate': "evaluate a model, with the options of timm's validate.py",
@@ -45,7 +46,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 2 for bad input, which is said in one line. TIMM_RLA_TRACEBACK=1 shows where it was found.
+        The exit code: 2 for bad input, which is said in one line, 75 if the run was asked to stop and can go on.
+        TIMM_RLA_TRACEBACK=1 shows where bad input was found.
     """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
     if name in ('-h', '--help'):
@@ -59,6 +61,12 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 2
     from timm_rla.common.errors import UserError
     from timm_rla.common.log import setup_logging
+    from timm_rla.common.ranks import failed_elsewhere, is_first_to_say, where
+    from timm_rla.common.stopping import Stopped
+
+    def say(message: str) -> None:
+        if is_first_to_say(message):
+            print(f'timm-rla {name}: {message}', file=sys.stderr, flush=True)
 
     setup_logging()
     try:
@@ -66,12 +74,18 @@ def main(argv: Optional[List[str]] = None) -> int:
     except UserError as e:
         if os.environ.get('TIMM_RLA_TRACEBACK') == '1':
             raise
-        if os.environ.get('RANK', '0') == '0':
-            print(f'timm-rla {name}: error: {e}', file=sys.stderr)
+        say(f'error: {where()}{e}')
         return 2
+    except Stopped as e:
+        say(str(e))
+        return STOPPED
     except KeyboardInterrupt:
-        print(f'timm-rla {name}: interrupted', file=sys.stderr)
+        say('interrupted')
         return 130
     except BrokenPipeError:
         return 0
+    except Exception:
+        if failed_elsewhere():  # what breaks here is the connection to the process that has said why
+            return 2
+        raise
     return 0

@@ -3,7 +3,10 @@ import timm
 import torch
 import torch.nn as nn
 
+from timm_rla.common.options import parse
 from timm_rla.models.blocks import RecurrentBlock
+from timm_rla.train.options import train_parser
+from timm_rla.train.run import train as run_training
 
 # Small networks of each layout: model name, arguments that make it small, arguments of the reference. Two blocks in
 # one stage, so that a block without a change of shape is there, and N = 20 or 24, which divides no width.
@@ -102,3 +105,42 @@ def assert_same(actual, expected, tol=0.):
 
 def assert_close(actual, expected, tol=1e-12):
     torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
+
+
+# Training runs ------------------------------------------------------------------------------------------------------
+
+class Killed(Exception):
+    """Stands for a process that ends at this point."""
+
+
+TINY_RUN = [  # options of a training run that takes a second
+    '--device', 'cpu', '--model', 'rla_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', '--num-classes', '10',
+    '--img-size', '8', '--batch-size', '16', '--lr', '0.05', '--warmup-epochs', '1', '--experiment', 'run',
+]
+
+
+def train(data, output, *options):
+    return run_training(parse(train_parser(), [*TINY_RUN, '--data-dir', str(data), '--output', str(output), *options]))
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def assert_same_tensors(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def assert_same_run(a, b):
+    assert (a / 'summary.csv').read_text() == (b / 'summary.csv').read_text()
+    assert sorted(p.name for p in a.glob('*.pth*')) == sorted(p.name for p in b.glob('*.pth*'))
+    for name in ('last.pth.tar', 'model_best.pth.tar'):
+        first, second = load(a / name), load(b / name)
+        assert first['epoch'] == second['epoch'] and first['metric'] == second['metric']
+        assert_same_tensors(first['state_dict'], second['state_dict'])
+        if 'state_dict_ema' in first:
+            assert_same_tensors(first['state_dict_ema'], second['state_dict_ema'])
+        for key, state in first['optimizer']['state'].items():
+            assert torch.equal(state['momentum_buffer'], second['optimizer']['state'][key]['momentum_buffer'])

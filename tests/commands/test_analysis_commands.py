@@ -210,7 +210,7 @@ def test_names_of_classes_come_from_a_dataset(trained, pictures, tmp_path, capsy
     (['a.png', '--output', 'g.gif'], ['g.gif', '.png, .svg or .pdf']),
     (['a.png', '--baseline-model', 'resnet18'], ['resnet18', '1000', '10']),
     (['a.png', '--baseline-checkpoint', 'no.pth'], ['no.pth']),
-    (['a.png', '--img-size', '0'], ['model input', 'height']),
+    (['a.png', '--img-size', '0'], ['--img-size 0', 'at least 1']),
     ([], ['IMAGE']),
 ], ids=lambda v: ' '.join(v) or 'none')
 def test_gradcam_bad_input(trained, fails, pictures, monkeypatch, options, words):

@@ -33,7 +33,7 @@ def test_same_files_as_timm(tmp_path, seed, decreasing):
         checkpoints.save(dict(state_dict=model.state_dict()), epoch, metric)
         if epoch == 6:  # as if the run had been resumed
             checkpoints = Checkpoints(ours, keep=3, decreasing=decreasing)
-            checkpoints.restore([Kept(*row) for row in enumerate(metrics[:7])])
+            checkpoints.restore([Kept(*row) for row in enumerate(metrics[:7])], 7)
         assert kept_files(ours) == kept_files(timms)
     assert (checkpoints.best.epoch, checkpoints.best.metric) == (saver.best_epoch, saver.best_metric)
     assert len({path.stat().st_ino for path in ours.iterdir()}) == len(list(ours.iterdir()))

@@ -1,14 +1,11 @@
 """Training runs: what they write, and that one killed at any point goes on to the same end, bit for bit."""
 import csv
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
+from helpers import TINY_RUN, Killed, assert_same_run, load, train
 from PIL import Image
 
 import timm_rla_cli as cli
@@ -20,40 +17,6 @@ from timm_rla.train.checkpoints import Checkpoints
 from timm_rla.train.data import create_loaders, open_splits
 from timm_rla.train.epoch import Trainer
 from timm_rla.train.options import data_spec, split_spec, train_parser
-from timm_rla.train.run import train as run_training
-
-TINY = [
-    '--device', 'cpu', '--model', 'rla_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', '--num-classes', '10',
-    '--img-size', '8', '--batch-size', '16', '--lr', '0.05', '--warmup-epochs', '1', '--experiment', 'run',
-]
-
-
-def train(data, output, *options):
-    return run_training(parse(train_parser(), [*TINY, '--data-dir', str(data), '--output', str(output), *options]))
-
-
-def load(path):
-    return torch.load(path, weights_only=False)
-
-
-def assert_same_tensors(a, b):
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.equal(a[key], b[key]), key
-
-
-def assert_same_run(a, b):
-    assert (a / 'summary.csv').read_text() == (b / 'summary.csv').read_text()
-    assert sorted(p.name for p in a.glob('*.pth*')) == sorted(p.name for p in b.glob('*.pth*'))
-    for name in ('last.pth.tar', 'model_best.pth.tar'):
-        first, second = load(a / name), load(b / name)
-        assert first['epoch'] == second['epoch'] and first['metric'] == second['metric']
-        assert_same_tensors(first['state_dict'], second['state_dict'])
-        if 'state_dict_ema' in first:
-            assert_same_tensors(first['state_dict_ema'], second['state_dict_ema'])
-        for key, state in first['optimizer']['state'].items():
-            assert torch.equal(state['momentum_buffer'], second['optimizer']['state'][key]['momentum_buffer'])
-
 
 RECIPES = {
     'main process': ['--workers', '0', '--mixup', '0.2', '--mixup-off-epoch', '3', '--reprob', '0.3', '--model-ema',
@@ -64,10 +27,6 @@ RECIPES = {
 }
 EPOCHS = 5
 KILLED_EPOCH = 3  # index of the epoch in which, or after which, the run is killed
-
-
-class Killed(Exception):
-    """Stands for a process that ends at this point."""
 
 
 def kill_in_epoch(monkeypatch):
@@ -173,23 +132,9 @@ def test_killed_run_goes_on_bit_for_bit(image_folder, tmp_path, whole_runs, reci
     assert_same_run(train(image_folder, tmp_path, *options), whole_runs(recipe))
 
 
-def test_killed_process_goes_on(image_folder, tmp_path, whole_runs):
-    command = [sys.executable, '-m', 'timm_rla', 'train', *TINY, '--data-dir', str(image_folder), '--output',
-               str(tmp_path), '--epochs', str(EPOCHS), '--resume', 'auto', *RECIPES['main process']]
-    environment = dict(os.environ, OMP_NUM_THREADS='1')
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / 'run' / 'checkpoint-1.pth.tar').exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=120).returncode == 0
-    assert_same_run(tmp_path / 'run', whole_runs('main process'))
-
-
 def test_resume_refuses_to_write_over_a_run(image_folder, tmp_path, capsys):
-    options = [*TINY, '--data-dir', str(image_folder), '--output', str(tmp_path), '--epochs', '1', '--workers', '0']
+    options = [*TINY_RUN, '--data-dir', str(image_folder), '--output', str(tmp_path), '--epochs', '1', '--workers',
+               '0']
     assert cli.main(['train', *options]) == 0
     before = (tmp_path / 'run' / 'last.pth.tar').read_bytes()
     assert cli.main(['train', *options]) == 2
@@ -198,8 +143,8 @@ def test_resume_refuses_to_write_over_a_run(image_folder, tmp_path, capsys):
 
 
 def test_not_finite_loss_keeps_last_checkpoint(image_folder, tmp_path, capsys):
-    options = [*TINY, '--data-dir', str(image_folder), '--output', str(tmp_path), '--workers', '0', '--warmup-epochs',
-               '0', '--sched', 'step']
+    options = [*TINY_RUN, '--data-dir', str(image_folder), '--output', str(tmp_path), '--workers', '0',
+               '--warmup-epochs', '0', '--sched', 'step']
     assert cli.main(['train', *options, '--epochs', '1']) == 0
     before = (tmp_path / 'run' / 'last.pth.tar').read_bytes()
     assert cli.main(['train', *options, '--epochs', '3', '--resume', 'auto', '--no-resume-opt', '--lr', '1e30']) == 2
@@ -241,17 +186,6 @@ def test_gradient_accumulation_equals_large_batch(image_folder, tmp_path):
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes(image_folder, tmp_path):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '-m', 'timm_rla', 'train', *TINY,
-               '--data-dir', str(image_folder), '--output', str(tmp_path), '--workers', '0', '--epochs', '2']
-    environment = dict(os.environ, OMP_NUM_THREADS='1')
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    rows = read_summary(tmp_path / 'run')
-    assert len(rows) == 2 and all(np.isfinite(row['eval_loss']) for row in rows)
-    assert len(list((tmp_path / 'run').glob('resume-1-*.pth'))) == 2  # one for each process
-
-
 def test_pad_and_crop(tmp_path):
     """Every crop is one of the 81 windows of the padded image, all of them come up, and the label stays."""
     pixels = np.random.default_rng(0).integers(1, 256, (8, 8), dtype=np.uint8)
@@ -259,7 +193,7 @@ def test_pad_and_crop(tmp_path):
         (tmp_path / 'data' / split / '0').mkdir(parents=True)
         Image.fromarray(pixels).save(tmp_path / 'data' / split / '0' / 'a.png')
     options = ['--train-crop-mode', 'pad', '--hflip', '0', '--color-jitter', '0', '--workers', '0', '--batch-size', '1']
-    args = parse(train_parser(), [*TINY, '--data-dir', str(tmp_path / 'data'), *options])
+    args = parse(train_parser(), [*TINY_RUN, '--data-dir', str(tmp_path / 'data'), *options])
     config = dict(
         input_size=(3, 8, 8), mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='bilinear', crop_pct=1.)
     place = Placement(torch.device('cpu'))

@@ -16,11 +16,11 @@ from ..analysis.frozen import (
     spreads,
     what_attention_carries,
 )
-from ..common.checkpoint import read_checkpoint, training_options
+from ..common.checkpoint import read_checkpoint
 from ..common.device import default_device, default_workers
 from ..common.errors import UserError, blame
 from ..common.files import replacing
-from ..common.networks import NetworkSpec, load_network
+from ..common.networks import NetworkSpec, restore_network, trained_spec
 from ..common.options import (
     OptionParser,
     add_precision_options,
@@ -29,6 +29,7 @@ from ..common.options import (
     validation_loader,
 )
 from ..common.table import format_columns
+from ..common.trained import completed_epochs, training_options
 from ..models.freeze import plain_arguments, plain_name
 
 __all__ = ['main']
@@ -66,14 +67,16 @@ def main(argv: Optional[List[str]] = None) -> None:
     output = Path(args.output) if args.output else Path(args.checkpoint).with_name('frozen.pth.tar')
     if output.exists():
         raise UserError(f'--output {output}: there is a file of that name')
+    source = f'CHECKPOINT {args.checkpoint}'
     content = read_checkpoint(args.checkpoint, 'CHECKPOINT')
-    options = training_options(content)
+    options = training_options(content, source)
     if not options:
-        raise UserError(f'CHECKPOINT {args.checkpoint}: not of a training run; it does not say which model it is')
+        raise UserError(f'{source}: not of a training run; it does not say which model it is')
+    spec = trained_spec(NetworkSpec(use_ema=args.use_ema), content, source)
     place = placement(args)
-    network = load_network(NetworkSpec(checkpoint=args.checkpoint, use_ema=args.use_ema), verbose=place.primary)
+    network = restore_network(spec, content, source, verbose=place.primary)
     if not attention_modules(network.model):
-        raise UserError(f'CHECKPOINT {args.checkpoint}: {network.name} has no layer attention; networks rla_* have')
+        raise UserError(f'{source}: {network.name} has no layer attention; networks rla_* have')
     model = place.place_model(network.model)
     loader = validation_loader(args, network, place)
     moments = measure_attention(model, loader, place, args.log_freq, channels=True)
@@ -81,9 +84,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise UserError(f'--split {args.split}: holds no images')
     whole = block_values(model, moments.over_groups().mean)
     images, _ = next(iter(loader))
-    with blame(f'CHECKPOINT {args.checkpoint}', ValueError):
-        plain = freeze_at(
-            model, {name: mean[0] for name, mean in whole.items()}, images[:2], **(options.get('model_kwargs') or {}))
+    with blame(source, ValueError):
+        plain = freeze_at(model, {name: mean[0] for name, mean in whole.items()}, images[:2], **spec.model_kwargs)
     plain = place.place_model(plain)
     study: Dict[str, Any] = dict(
         model=network.name, split=args.split, images=int(moments.count.sum()), blocks=spreads(moments, model))
@@ -103,7 +105,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             (name, *(f'{block[key]:.4f}' for key in columns)) for name, block in study['blocks'].items())], left=1))
         if args.study:
             _write_study(study, output.with_name(output.name.removesuffix('.tar').removesuffix('.pth') + '.json'))
-        _save(plain, content, options, output)
+        _save(plain, completed_epochs(content, source) - 1, {**options, 'model_kwargs': spec.model_kwargs}, output)
         print(output)
 
 
@@ -113,11 +115,11 @@ def _write_study(study: Dict[str, Any], path: Path) -> None:
     print(path)
 
 
-def _save(plain: torch.nn.Module, content: Dict[str, Any], options: Dict[str, Any], output: Path) -> None:
+def _save(plain: torch.nn.Module, epoch: int, options: Dict[str, Any], output: Path) -> None:
     """Write a checkpoint as timm's training does, of the plain network."""
-    kwargs = plain_arguments(plain_name(options['model']), options.get('model_kwargs') or {})
+    kwargs = plain_arguments(plain_name(options['model']), options['model_kwargs'])
     args = argparse.Namespace(**{**options, 'model': plain_name(options['model']), 'model_kwargs': kwargs})
     with blame(f'--output {output}', OSError), replacing(output) as temporary:
         torch.save(dict(
-            epoch=content.get('epoch', 0), arch=args.model, args=args,
+            epoch=epoch, arch=args.model, args=args,
             state_dict={key: value.cpu() for key, value in plain.state_dict().items()}), temporary)

@@ -15,8 +15,8 @@ def reproduce_parser() -> OptionParser:
     parser = OptionParser(
         prog='timm-rla reproduce',
         description='Train what a table of the paper needs, run by run, and report it beside the paper. Finished runs '
-                    'are skipped, interrupted ones go on. Other options are those of timm-rla train, for every run; {seed} in '
-                    'them stands for its seed.',
+                    'are skipped, interrupted ones go on. Other options are those of timm-rla train, for every run; '
+                    '{seed} in them stands for its seed.',
     )
     add = parser.add_argument
     add('table', choices=TABLES, metavar='TABLE', help=', '.join(TABLES))

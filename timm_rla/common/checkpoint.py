@@ -1,6 +1,7 @@
 """Reading checkpoints without running code in them, and loading their weights."""
 import argparse
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -11,7 +12,10 @@ from timm.models import clean_state_dict
 
 from .errors import UserError, one_line
 
-__all__ = ['describe_mismatch', 'load_weights', 'read_checkpoint', 'training_options']
+__all__ = ['describe_mismatch', 'load_weights', 'read_checkpoint']
+
+
+WEIGHTS = ('state_dict', 'state_dict_ema')
 
 
 def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
@@ -30,6 +34,7 @@ def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
     try:
         if path.endswith('.safetensors'):
             return dict(state_dict=load_file(path))
+        _check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the options, in checkpoints of training
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as e:
@@ -42,7 +47,25 @@ def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
         raise UserError(f'{option} {path}: no checkpoint, damaged, or with code in it, which is never run') from e
     if not isinstance(checkpoint, dict):
         raise UserError(f'{option} {path}: holds a {type(checkpoint).__name__}, not a checkpoint')
-    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=checkpoint.get('model', checkpoint))
+    if 'state_dict' not in checkpoint:
+        checkpoint = dict(state_dict=checkpoint.get('model', checkpoint))
+    for key in WEIGHTS:
+        if not _is_state_dict(checkpoint.get(key, {})):
+            raise UserError(f'{option} {path}: no checkpoint, or damaged: no weights in {key}')
+    return checkpoint
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items())
+
+
+def _check_archive(path: str) -> None:
+    """Complain of a file of `torch.save` that is packed: a small one could fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError('packed')
 
 
 def _offer(folder: Path) -> str:
@@ -54,17 +77,13 @@ def _offer(folder: Path) -> str:
     return f'; did you mean {folder / found[0]}?' if found else ' without a checkpoint'
 
 
-def training_options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
-    """Options of the training run that wrote a checkpoint; empty if it is not of a training run.
-
-    Args:
-        checkpoint: As from `read_checkpoint`.
-    """
-    options = checkpoint.get('args')
-    return vars(options) if isinstance(options, argparse.Namespace) and hasattr(options, 'model') else {}
-
-
-def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: str, use_ema: bool = False) -> None:
+def load_weights(
+        model: nn.Module,
+        checkpoint: Dict[str, Any],
+        source: str,
+        use_ema: bool = False,
+        assign: bool = False,
+) -> None:
     """Load the weights of a checkpoint into a model of the same architecture.
 
     Args:
@@ -72,15 +91,19 @@ def load_weights(model: nn.Module, checkpoint: Dict[str, Any], source: str, use_
         checkpoint: As from `read_checkpoint`.
         source: Option and file, for the message.
         use_ema: Take the EMA weights if there are any.
+        assign: Take the tensors themselves, as for a model on the meta device.
 
     Raises:
-        UserError: The weights are not those of the model; says what differs.
+        UserError: The weights are not those of the model, which says what differs, or not finite.
     """
-    state_dict = use_ema and checkpoint.get('state_dict_ema') or checkpoint['state_dict']
+    state_dict = clean_state_dict(use_ema and checkpoint.get('state_dict_ema') or checkpoint['state_dict'])
     try:
-        model.load_state_dict(clean_state_dict(state_dict))
+        model.load_state_dict(state_dict, assign=assign)
     except (RuntimeError, TypeError, AttributeError) as e:
         raise UserError(f'{source}: {describe_mismatch(e)}') from e
+    for name, weight in state_dict.items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise UserError(f'{source}: weights that are not finite, first in {name}')
 
 
 def describe_mismatch(error: Exception) -> str:

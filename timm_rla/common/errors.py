@@ -5,13 +5,17 @@ from typing import Iterable, Iterator, Type
 
 __all__ = ['UserError', 'blame', 'closest', 'one_line']
 
+LENGTH = 1000  # characters of a message
+
 
 class UserError(Exception):
     """Bad input. Its message names the bad value and, where there is a choice, the allowed ones."""
 
     def __str__(self) -> str:
         # A data loader hands on the errors of its workers with their traceback as text, the message in the last line
-        return super().__str__().strip().splitlines()[-1].split('UserError: ', 1)[-1]
+        message = (super().__str__().strip().splitlines() or [''])[-1].split('UserError: ', 1)[-1]
+        half = LENGTH // 2
+        return message if len(message) <= LENGTH else f'{message[:half]} ... {message[-half:]}'
 
 
 def one_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """One pass of validation."""
 import math
 from collections import OrderedDict
-from typing import Any, List, Optional
+from typing import Any, Callable, List, Optional
 
 import torch
 import torch.nn as nn
@@ -28,6 +28,7 @@ def evaluate(
         label: str = 'Validate',
         log_interval: int = 50,
         predictions: Optional[List[torch.Tensor]] = None,
+        after_batch: Callable[[], None] = lambda: None,
 ) -> 'OrderedDict[str, float]':
     """Evaluate a model.
 
@@ -38,6 +39,7 @@ def evaluate(
         label: What the progress is shown as.
         log_interval: Batches between lines of a log.
         predictions: List that takes labels and predictions of this process's own images, [2, B] of each batch.
+        after_batch: Called after each batch.
 
     Returns:
         Mean cross-entropy `loss`, `top1` and `top5` accuracy in percent, over all processes.
@@ -66,4 +68,5 @@ def evaluate(
                 loss=f'{meters["loss"].avg:.4f}',
                 top1=f'{meters["top1"].avg:.2f} %',
             )
+            after_batch()
     return OrderedDict((name, meter.avg) for name, meter in meters.items())

@@ -1,4 +1,5 @@
 """Writing files that are never half written."""
+import hashlib
 import os
 import tempfile
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from typing import Iterator
 
 from .errors import UserError, blame
 
-__all__ = ['check_writable', 'replacing']
+__all__ = ['check_writable', 'file_digest', 'replacing']
 
 
 @contextmanager
@@ -35,6 +36,15 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """What tells a file's content from another's."""
+    digest = hashlib.sha256()
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_writable(path: Path, option: str) -> None:

@@ -3,19 +3,22 @@ import logging
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type
 
 import timm
 import torch
 import torch.nn as nn
 from timm.data import resolve_data_config
-from timm.models import create_model
+from timm.models import create_model, load_model_config_from_hf
 
-from .checkpoint import load_weights, read_checkpoint, training_options
+from .._timm import load_model_config_from_path
+from .checkpoint import load_weights, read_checkpoint
 from .errors import UserError, blame, closest
+from .trained import architecture_arguments, check_sizes, training_options
 
 __all__ = [
-    'InputSpec', 'Network', 'NetworkSpec', 'build_model', 'compile_model', 'load_network', 'restore_network',
+    'InputSpec', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network', 'restore_network',
+    'saved_arguments', 'trained_spec',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -159,13 +162,57 @@ def load_network(spec: NetworkSpec, verbose: bool = False) -> Network:
     Raises:
         UserError: Unknown model, or a checkpoint that cannot be read or is of another model.
     """
+    source = f'--checkpoint {spec.checkpoint}'
     checkpoint = read_checkpoint(spec.checkpoint, '--checkpoint') if spec.checkpoint else None
     if spec.model is None:
-        trained = training_options(checkpoint or {})
-        if not trained:
+        if not training_options(checkpoint or {}, source):
             raise UserError('--model: not given, and no --checkpoint of a training run that names it')
-        spec = spec.completed(trained)
-    return restore_network(spec, checkpoint, f'--checkpoint {spec.checkpoint}', verbose)
+        spec = trained_spec(spec, checkpoint, source)
+    return restore_network(spec, checkpoint, source, verbose)
+
+
+def trained_spec(spec: NetworkSpec, checkpoint: Dict[str, Any], source: str) -> NetworkSpec:
+    """The network of a checkpoint of a training run, as `NetworkSpec.completed` has it.
+
+    Args:
+        spec: What the user says.
+        checkpoint: As from `read_checkpoint`.
+        source: Option and file, for messages.
+
+    Raises:
+        UserError: The checkpoint is damaged, or its model is saved somewhere else.
+    """
+    trained = training_options(checkpoint, source)
+    name = trained['model']
+    if name.startswith(SAVED):
+        raise UserError(f'{source}: its model is {name!r}, which is never opened for a checkpoint; --model and the '
+                        'options of its input say what it is')
+    given = trained.get('model_kwargs') or {}
+    if given:
+        given = architecture_arguments(given, _network_class(name), source)
+        check_sizes(given, checkpoint['state_dict'], source)
+    return spec.completed({**trained, 'model_kwargs': given})
+
+
+def saved_arguments(name: str) -> Dict[str, Any]:
+    """Arguments of a model that is saved somewhere, as its configuration there has them.
+
+    Args:
+        name: 'hf-hub:...' or 'local-dir:...'.
+    """
+    source, _, location = name.partition(':')
+    load = load_model_config_from_path if f'{source}:' == FOLDER else load_model_config_from_hf
+    with blame(f'--model {name}', *_BUILD_ERRORS):
+        return dict(load(location)[2] or {})
+
+
+def _network_class(name: str) -> Type[nn.Module]:
+    """Class of a registered model."""
+    try:
+        with torch.device('meta'):
+            return type(build_model(name))
+    except UserError:  # some networks of timm cannot be built without values
+        return type(build_model(name))
 
 
 def restore_network(
@@ -191,18 +238,29 @@ def restore_network(
         source = f'--model {spec.model}'
     if verbose and not pretrained and checkpoint is None:
         _logger.warning(f'{spec.model}: random weights; --checkpoint or --pretrained loads trained ones')
-    model = build_model(
-        spec.model,
-        spec.model_kwargs,
+    arguments = dict(
         pretrained=pretrained and checkpoint is None,
         num_classes=spec.num_classes,
         in_chans=spec.input.channels,
         global_pool=spec.global_pool,
     )
     if checkpoint is not None:
+        _check_shapes(spec, arguments, checkpoint, source)
+    model = build_model(spec.model, spec.model_kwargs, **arguments)
+    if checkpoint is not None:
         load_weights(model, checkpoint, source, use_ema=spec.use_ema)
     data_config = spec.input.resolve(model, spec.use_test_size, verbose)
-    return Network(spec.model, model, data_config, _label_names(model, training_options(checkpoint or {})))
+    return Network(spec.model, model, data_config, _label_names(model, training_options(checkpoint or {}, source)))
+
+
+def _check_shapes(spec: NetworkSpec, arguments: Dict[str, Any], checkpoint: Dict[str, Any], source: str) -> None:
+    """Complain of weights that do not fit before there is memory for the network, which they may make any size."""
+    try:
+        with torch.device('meta'):
+            model = build_model(spec.model, spec.model_kwargs, **arguments)
+    except UserError:
+        return  # some networks of timm cannot be built without values
+    load_weights(model, checkpoint, source, use_ema=spec.use_ema, assign=True)
 
 
 def _weights_file(folder: Path) -> str:

@@ -1,18 +1,20 @@
 """Options that commands share, and what they say: where data are, which network, on which device."""
 import argparse
 import logging
+import reprlib
 import sys
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
-import yaml
 from timm.utils import ParseKwargs
 
 from .datasets import DataSource, describe_dataset, open_dataset
 from .device import Placement, default_device, default_workers, place
-from .errors import UserError, blame, closest
+from .errors import UserError, closest
 from .loaders import LoaderSpec, create_eval_loader
 from .networks import InputSpec, Network, NetworkSpec
+from .ranges import check_ranges
 from .recipes import find_recipe
+from .yaml_files import read_mapping
 
 __all__ = [
     'OptionParser', 'add_data_options', 'add_model_options', 'add_precision_options', 'add_reader_options',
@@ -35,6 +37,11 @@ class OptionParser(argparse.ArgumentParser):
             message = self._unknown(option, option.lstrip('-').replace('-', '_'))
         raise UserError(message)
 
+    def parse_known_args(self, args=None, namespace=None):  # what parse_args calls, too
+        found, rest = super().parse_known_args(args, namespace)
+        check_ranges(vars(found))
+        return found, rest
+
     def set_config(self, config: Dict[str, Any], source: str) -> None:
         """Take defaults from a mapping of option names (with underscores) to values.
 
@@ -49,10 +56,14 @@ class OptionParser(argparse.ArgumentParser):
                 raise UserError(f'{source}: {self._unknown(name, name)}')
             action = known[name]
             if action.choices is not None and value is not None and value not in action.choices:
-                raise UserError(f'{source}: {name}: {value!r} is not one of {", ".join(map(str, action.choices))}')
-            if value is not None and not isinstance(value, self._types(action)):
-                expected = ' or '.join(t.__name__ for t in self._types(action))
-                raise UserError(f'{source}: {name}: {value!r} is not of type {expected}')
+                raise UserError(f'{source}: {name}: {reprlib.repr(value)} is not one of '
+                                f'{", ".join(map(str, action.choices))}')
+            values = value if isinstance(value, list) and list in self._types(action) else [value]
+            whole = action.type is int and any(isinstance(number, float) for number in values)
+            if value is not None and (whole or not isinstance(value, self._types(action))):
+                expected = 'int' if whole else ' or '.join(t.__name__ for t in self._types(action))
+                raise UserError(f'{source}: {name}: {reprlib.repr(value)} is not of type {expected}')
+        check_ranges({name: value for name, value in config.items() if not isinstance(value, str)}, source)
         self.set_defaults(**{name: value for name, value in config.items() if name in known})
 
     @staticmethod
@@ -231,11 +242,7 @@ def parse(parser: OptionParser, argv: Optional[List[str]] = None) -> argparse.Na
     config_parser.add_argument('-c', '--config')
     path = config_parser.parse_known_args(argv)[0].config
     if path:
-        with blame(f'--config {path}', OSError, yaml.YAMLError), open(find_recipe(path)) as f:
-            config = yaml.safe_load(f) or {}
-        if not isinstance(config, dict):
-            raise UserError(f'--config {path}: not a mapping of option names to values')
-        parser.set_config(config, f'--config {path}')
+        parser.set_config(read_mapping(find_recipe(path), f'--config {path}'), f'--config {path}')
     args = parser.parse_args(argv)
     del args.config
     return args

@@ -61,14 +61,18 @@ def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
 
 def measured_accuracy(
         options: Dict[str, Any],
+        checkpoint: Dict[str, Any],
         epoch: Optional[int],
         run_dir: Path,
         use_ema: bool,
 ) -> Optional[Dict[str, float]]:
-    """Row of summary.csv for a checkpoint; None if there is none, or if it is that of the other set of weights.
+    """What was measured on the weights of a checkpoint; None if it is not known, or of the other set of weights.
+
+    It stands in the checkpoint itself. One of timm's script has the metric alone: the row of summary.csv with that one.
 
     Args:
         options: Options of the run.
+        checkpoint: As from `read_checkpoint`.
         epoch: Index of the checkpoint's epoch.
         run_dir: Folder with summary.csv.
         use_ema: The weights are the EMA weights.
@@ -76,10 +80,12 @@ def measured_accuracy(
     validated_ema = bool(options.get('model_ema')) and not options.get('model_ema_force_cpu')
     if validated_ema != use_ema:
         return None
-    for row in read_summary(run_dir):
-        if row['epoch'] == epoch and 'eval_top1' in row:
-            return row
-    return None
+    own = checkpoint.get('summary')
+    rows = [own] if isinstance(own, dict) else [
+        row for row in read_summary(run_dir) if checkpoint.get('metric') in row.values()]
+    needed = ('epoch', 'eval_loss', 'eval_top1', 'eval_top5')
+    return next((row for row in rows if all(isinstance(row.get(key), (int, float)) for key in needed)
+                 and row['epoch'] == epoch), None)
 
 
 def build_card(

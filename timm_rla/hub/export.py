@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 from .._timm import save_for_hf
-from ..common.checkpoint import read_checkpoint, training_options
+from ..common.checkpoint import read_checkpoint
 from ..common.errors import UserError, blame
-from ..common.networks import Network, NetworkSpec, restore_network
+from ..common.networks import Network, NetworkSpec, restore_network, trained_spec
+from ..common.trained import completed_epochs, training_options
 from .card import build_card, measured_accuracy
 
 __all__ = ['export']
@@ -51,15 +52,17 @@ def export(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f'{directory}: not an empty folder')
     content, options = _read_run(checkpoint, use_ema)
-    spec = NetworkSpec(use_ema=use_ema).completed(options)
-    network = restore_network(spec, content, f'CHECKPOINT {checkpoint}')
-    run_dir, epoch = checkpoint.parent, content.get('epoch')
+    source = f'CHECKPOINT {checkpoint}'
+    spec = trained_spec(NetworkSpec(use_ema=use_ema), content, source)
+    network = restore_network(spec, content, source)
+    run_dir, epochs = checkpoint.parent, completed_epochs(content, source)
+    epoch = epochs - 1 if epochs else None
     pictures = [name for name in PICTURES if (run_dir / name).is_file()]
     card = build_card(
         network,
         options,
         epoch,
-        measured_accuracy(options, epoch, run_dir, use_ema),
+        measured_accuracy(options, content, epoch, run_dir, use_ema),
         repo_id,
         pictures,
         use_ema=use_ema,
@@ -83,7 +86,7 @@ def export(
 def _read_run(checkpoint: Path, use_ema: bool) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Content of a checkpoint, and the options of the run that wrote it."""
     content = read_checkpoint(str(checkpoint), 'CHECKPOINT')
-    options = training_options(content)
+    options = training_options(content, f'CHECKPOINT {checkpoint}')
     if not options:
         raise UserError(f'CHECKPOINT {checkpoint}: not of a training run; it does not say which model it is')
     if use_ema and not content.get('state_dict_ema'):

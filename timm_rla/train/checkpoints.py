@@ -14,6 +14,7 @@ import torch
 from ..common.checkpoint import read_checkpoint
 from ..common.errors import UserError, blame
 from ..common.files import replacing
+from ..common.trained import completed_epochs
 
 __all__ = ['LAST', 'Checkpoints', 'Kept', 'find_last']
 
@@ -50,15 +51,45 @@ class Checkpoints:
     def _better(self, metric: float, than: float) -> bool:
         return metric < than if self.decreasing else metric > than
 
-    def restore(self, rows: List[Kept]) -> None:
-        """Know what a run has written so far.
+    def take_as_last(self, checkpoint: Path) -> None:
+        """Make a checkpoint of the run the last one, before anything that came after it goes."""
+        if checkpoint.resolve() != (self.folder / LAST).resolve():
+            self._copy(LAST, checkpoint)
+
+    def restore(self, rows: List[Kept], start_epoch: int) -> None:
+        """Know what a run has written before an epoch, and drop what it has written later.
+
+        The run may have been killed before it had made copies of `last`, or have gone back to an earlier checkpoint:
+        in the end each file is of the epoch that it should be of.
 
         Args:
-            rows: All its epochs with their metrics.
+            rows: Its epochs before that with their metrics.
+            start_epoch: The epoch.
+
+        Raises:
+            UserError: A file cannot be written.
         """
-        self.kept = self._ranked([row for row in rows if (self.folder / _name(row.epoch)).is_file()])
-        ranked = self._ranked(rows)
-        self.best = ranked[0] if ranked else None
+        for path in self.folder.glob('checkpoint-*.pth.tar'):
+            if _epoch_of(path) >= start_epoch:
+                path.unlink(missing_ok=True)
+        last = self._epoch_in(LAST)
+        before = [row for row in rows if row.epoch != last]
+        self.kept = self._ranked([row for row in before if (self.folder / _name(row.epoch)).is_file()])
+        self.best = self.kept[0] if self.kept else None
+        if self.best is not None and self._epoch_in(BEST) != self.best.epoch:
+            self._copy(BEST, self.folder / _name(self.best.epoch))
+        for row in rows:
+            if row.epoch == last:
+                self.rank(*row)
+        if self.best is None:
+            (self.folder / BEST).unlink(missing_ok=True)
+
+    def _epoch_in(self, name: str) -> Optional[int]:
+        """Epoch that a file says it is of; None if it cannot be read."""
+        try:
+            return completed_epochs(read_checkpoint(str(self.folder / name), name), name) - 1
+        except UserError:
+            return None
 
     def _ranked(self, rows: List[Kept]) -> List[Kept]:
         return sorted(rows, key=lambda row: row.metric if self.decreasing else -row.metric)
@@ -91,10 +122,10 @@ class Checkpoints:
             self._copy(BEST)
             self.best = Kept(epoch, metric)
 
-    def _copy(self, name: str) -> None:
+    def _copy(self, name: str, source: Optional[Path] = None) -> None:
         path = self.folder / name
         with blame(str(path), OSError), replacing(path) as temporary:
-            shutil.copyfile(self.folder / LAST, temporary)
+            shutil.copyfile(source or self.folder / LAST, temporary)
 
 
 def find_last(folder: Path) -> Optional[Path]:

@@ -14,6 +14,7 @@ from timm.models import model_parameters
 from ..common.device import Placement
 from ..common.errors import UserError
 from ..common.progress import Progress
+from .recovery import Watch
 
 __all__ = ['Trainer']
 
@@ -33,33 +34,50 @@ class Trainer:
     model_ema: Optional[utils.ModelEmaV3] = None
     mixup: Optional[Mixup] = None  # where the loader does not mix
 
-    def train_epoch(self, loader: Any, epoch: int, num_epochs: int, log_interval: int) -> 'OrderedDict[str, float]':
-        """Train for one epoch.
+    def train_epoch(
+            self,
+            loader: Any,
+            epoch: int,
+            num_epochs: int,
+            log_interval: int,
+            watch: Watch,
+    ) -> 'OrderedDict[str, float]':
+        """Train for one epoch, from a position within it on.
 
         Args:
             loader: Training loader of this process.
             epoch: Index of the epoch.
             num_epochs: Epochs of the whole run, for the time that is left.
             log_interval: Batches between lines of a log.
+            watch: Has the position, keeps others, and stops the run if it is asked to.
 
         Returns:
             The mean loss of the epoch over all processes, as `loss`.
 
         Raises:
             UserError: The loss is not finite.
+            Stopped: The run was asked to stop.
         """
         self.model.train()
         losses = utils.AverageMeter()
+        position = watch.position
+        if position.images:
+            losses.sum, losses.count = position.loss_sum, position.images
+            losses.avg = losses.sum / losses.count
         num_batches = len(loader)
         last_group = num_batches - num_batches % self.accum_steps  # where an incomplete group of batches begins
-        updates = epoch * math.ceil(num_batches / self.accum_steps)
+        updates = epoch * math.ceil(num_batches / self.accum_steps) + math.ceil(position.batches / self.accum_steps)
         left = (num_epochs - epoch - 1) * num_batches
         label = f'Train {epoch + 1}/{num_epochs}'
 
+        def ends_step(batch: int) -> bool:
+            return batch + 1 == num_batches or (batch + 1) % self.accum_steps == 0
+
         self.optimizer.zero_grad()
-        with Progress(label, num_batches, log_interval, left, self.placement.primary) as progress:
-            for batch, (images, target) in enumerate(loader):
-                ends_group = batch + 1 == num_batches or (batch + 1) % self.accum_steps == 0
+        rest = num_batches - position.batches
+        with Progress(label, rest, log_interval, left, self.placement.primary) as progress:
+            for batch, (images, target) in watch.batches(loader, ends_step, self.accum_steps):
+                ends_group = ends_step(batch)
                 group = num_batches - last_group if batch >= last_group else self.accum_steps
                 loss = self._backward(images, target, group, ends_group, f'epoch {epoch}, batch {batch}')
                 losses.update(loss, len(images))
@@ -74,8 +92,9 @@ class Trainer:
                     if self.model_ema is not None:
                         self.model_ema.update(utils.unwrap_model(self.model), step=updates)
                     self.scheduler.step_update(num_updates=updates, metric=losses.avg)
+                    watch.reached(batch + 1, losses)
 
-        if hasattr(self.optimizer, 'sync_lookahead'):
+        if hasattr(self.optimizer, 'sync_lookahead') and not position.validates:
             self.optimizer.sync_lookahead()
         mean = losses.avg
         if self.placement.distributed:

@@ -1,38 +1,70 @@
-"""The folder of a run: what is written after each epoch, and going on from there.
+"""The folder of a run: what is written after each epoch and within, and going on from there.
 
 A checkpoint holds model, optimizer, EMA and loss scaler. Beside it, for each process, lies a small file with the random
 number generators and the schedule, `resume-EPOCH-RANK.pth`. It is written first, and each file under another name that
 then takes its place, so that a run killed at any point finds a checkpoint with all that belongs to it.
+
+Within an epoch it is the same: `recovery-EPOCH-BATCH.pth.tar`, as timm names it, and `recovery-EPOCH-BATCH-RANK.pth`.
 """
+import logging
+import os
+import re
+import socket
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
+from filelock import FileLock, Timeout
 
+from ..common.checkpoint import read_checkpoint
 from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.summary import SUMMARY, metric_key, read_summary, trim_summary, write_row
+from ..common.trained import completed_epochs
 from .checkpoints import Checkpoints, Kept, find_last
 
-__all__ = ['RunFolder', 'load_resume_state', 'save_resume_state']
+__all__ = ['RunFolder']
+
+LOCK, HOLDER = '.lock', '.holder'
+RECOVERY = 'recovery'  # key in a checkpoint within an epoch: batches and processes
+_logger = logging.getLogger(__name__)
+
 
 def _resume_path(run_dir: Path, epoch: int, rank: int) -> Path:
     return run_dir / f'resume-{epoch}-{rank}.pth'
 
 
-def save_resume_state(run_dir: Path, epoch: int, rank: int, state: Dict[str, Any]) -> None:
-    """Write what belongs to the checkpoint of an epoch; only this one and the one before are kept."""
-    with replacing(_resume_path(run_dir, epoch, rank)) as temporary:
+def _recovery_path(run_dir: Path, epoch: int, batches: int) -> Path:
+    return run_dir / f'recovery-{epoch}-{batches}.pth.tar'
+
+
+def _recovery_state_path(run_dir: Path, epoch: int, batches: int, rank: int) -> Path:
+    return run_dir / f'recovery-{epoch}-{batches}-{rank}.pth'
+
+
+def _position(path: Path) -> Optional[Tuple[int, int]]:
+    """Epoch and batches of a file that is kept within an epoch; None of other files."""
+    numbers = re.match(r'recovery-(\d+)-(\d+)[-.]', path.name)
+    return (int(numbers[1]), int(numbers[2])) if numbers else None
+
+
+def _write_state(path: Path, state: Dict[str, Any]) -> None:
+    with blame(str(path), OSError, RuntimeError), replacing(path) as temporary:
         torch.save(state, temporary)
-    by_epoch = sorted(run_dir.glob(f'resume-*-{rank}.pth'), key=lambda path: int(path.name.split('-')[1]))
-    for path in by_epoch[:-2]:
-        path.unlink()
 
 
-def load_resume_state(run_dir: Path, epoch: int, rank: int) -> Optional[Dict[str, Any]]:
-    """What `save_resume_state` wrote for an epoch, None if there is nothing, as beside checkpoints of timm's script."""
-    path = _resume_path(run_dir, epoch, rank)
-    return torch.load(path, weights_only=True) if path.is_file() else None
+def _read_state(path: Path) -> Dict[str, Any]:
+    """What `_write_state` wrote; empty if there is none, as beside checkpoints of timm's script, or it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as e:  # torch and pickle raise whatever a damaged file leads them to
+        _logger.warning(f'{path}: damaged ({type(e).__name__}); random numbers begin anew')
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 class RunFolder:
@@ -40,13 +72,49 @@ class RunFolder:
 
     Args:
         path: The folder; made when the first file is written.
-        rank: Process that writes. The first one writes all but its own resume state.
+        rank: Process that writes. The first one writes all but the states of the others.
+        world_size: Processes of the run.
     """
 
-    def __init__(self, path: Path, rank: int = 0):
+    def __init__(self, path: Path, rank: int = 0, world_size: int = 1):
         self.path = path
         self.rank = rank
+        self.world_size = world_size
         self.checkpoints: Optional[Checkpoints] = None  # of the first process, once `open` has been called
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder, in the first process. The death of the process frees it.
+
+        Raises:
+            UserError: Another run writes here, or the folder cannot be made.
+        """
+        if self.rank:
+            yield
+            return
+        with blame(f'--experiment {self.path.name}', OSError):
+            made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock, holder = FileLock(self.path / LOCK, timeout=0), self.path / HOLDER
+            try:
+                lock.acquire()
+            except Timeout as e:
+                raise UserError(f'--experiment {self.path.name}: {_text(holder) or "another run"} writes to {self.path}'
+                                ) from e
+            holder.write_text(f'process {os.getpid()} on {socket.gethostname()}, since '
+                              f'{datetime.now():%Y-%m-%d %H:%M:%S},')
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            if made and [file.name for file in self.path.iterdir()] == [LOCK]:  # nothing has come of it
+                (self.path / LOCK).unlink()
+                with suppress(OSError):  # not empty: another run is there by now
+                    for folder in made:
+                        folder.rmdir()
+            lock.release()
+
+    # Going on --------------------------------------------------------------------------------------------------------
 
     def find_checkpoint(self, resume: str) -> Optional[Path]:
         """Checkpoint to go on from, None for a fresh start.
@@ -59,23 +127,66 @@ class RunFolder:
         """
         checkpoint = None
         if resume == 'auto':
-            checkpoint = find_last(self.path)
+            checkpoint = self._find_newest()
             if checkpoint is None:
                 if len(read_summary(self.path)) > 1:  # else it was killed in its first epoch, or has not begun
                     raise UserError(f'--resume auto: {self.path} holds a run without a checkpoint that can be read')
                 return None
         elif resume:
             checkpoint = Path(resume)
-            if not checkpoint.is_file():
+            with blame(f'--resume {checkpoint}', OSError):
+                found = checkpoint.is_file()
+            if not found:
                 raise UserError(f'--resume {checkpoint}: no such file')
-        if (self.path / SUMMARY).exists() and not (checkpoint and self.holds(checkpoint)):
+        with blame(f'--experiment {self.path.name}', OSError):
+            held = (self.path / SUMMARY).exists() or bool(self._recoveries())
+        if held and not (checkpoint and self.holds(checkpoint)):
             raise UserError(
                 f'--experiment {self.path.name}: {self.path} holds a run; --resume auto goes on with it')
         return checkpoint
 
+    def _find_newest(self) -> Optional[Path]:
+        """The checkpoint that the run has come farthest with, of those that can be read."""
+        last = find_last(self.path)
+        done = completed_epochs(read_checkpoint(str(last), '--resume'), f'--resume {last}') if last else 0
+        for path in reversed(self._recoveries()):
+            if _position(path) >= (done, 0) and self._is_whole(path):
+                return path
+        return last
+
+    def _is_whole(self, path: Path) -> bool:
+        """True for a readable checkpoint within an epoch with the states of all its processes."""
+        try:
+            processes = read_checkpoint(str(path), '--resume').get(RECOVERY, {}).get('processes')
+        except (UserError, AttributeError) as e:
+            _logger.warning(f'{e}; going on from the one before')
+            return False
+        if processes != self.world_size:
+            _logger.warning(f'{path.name} is of {processes} processes, not {self.world_size}; going on from the start '
+                            'of an epoch')
+            return False
+        states = [_recovery_state_path(self.path, *_position(path), rank) for rank in range(self.world_size)]
+        return all(state.is_file() for state in states)
+
     def holds(self, checkpoint: Path) -> bool:
         """True if a checkpoint lies in this folder."""
         return checkpoint.parent.resolve() == self.path.resolve()
+
+    def resume_state(self, checkpoint: Path, content: Dict[str, Any], epoch: int) -> Dict[str, Any]:
+        """What this process has left beside a checkpoint; empty if there is nothing.
+
+        Args:
+            checkpoint: The file.
+            content: What it holds.
+            epoch: Epoch that the run goes on with.
+        """
+        if RECOVERY in content:
+            path = _recovery_state_path(checkpoint.parent, *_position(checkpoint), self.rank)
+        else:
+            path = _resume_path(checkpoint.parent, epoch - 1, self.rank)
+        return _read_state(path)
+
+    # Writing ---------------------------------------------------------------------------------------------------------
 
     def open(self, checkpoints: Checkpoints, options: str, metric: str) -> None:
         """Begin to write, in the first process.
@@ -95,20 +206,64 @@ class RunFolder:
         self.checkpoints = checkpoints
         self.metric = metric
 
-    def go_on(self, start_epoch: int) -> None:
-        """Bring the folder of a run that was killed at any point into the state right after one of its checkpoints."""
+    def go_on(self, checkpoint: Path, start_epoch: int) -> None:
+        """Bring the folder of a run that was killed at any point into the state right after one of its checkpoints.
+
+        What is of later epochs goes, so that no file says of its weights what is not so. This may be killed, too: it
+        begins with the checkpoint that the next one goes on from.
+
+        Args:
+            checkpoint: In this folder.
+            start_epoch: Epoch that the run goes on with.
+        """
+        if _position(checkpoint) is None:
+            self.checkpoints.take_as_last(checkpoint)
+        for path in self._recoveries():
+            if _position(path) > (_position(checkpoint) or (start_epoch, -1)):
+                path.unlink(missing_ok=True)
         trim_summary(self.path, start_epoch)
-        rows = read_summary(self.path)
-        kept = [Kept(int(row['epoch']), row[metric_key(row, self.metric)]) for row in rows]
-        self.checkpoints.restore(kept[:-1])
-        if kept and kept[-1].epoch == start_epoch - 1:
-            # the run may have been killed before it had made copies of `last` and dropped a worse one
-            self.checkpoints.rank(*kept[-1])
+        rows = [row for row in read_summary(self.path) if metric_key(row, self.metric) in row]
+        self.checkpoints.restore(
+            [Kept(int(row['epoch']), row[metric_key(row, self.metric)]) for row in rows], start_epoch)
+
+    def _recoveries(self) -> List[Path]:
+        """Checkpoints within epochs, the farthest last."""
+        return sorted(filter(_position, self.path.glob('recovery-*.pth.tar')), key=_position)
 
     def save_state(self, epoch: int, state: Dict[str, Any]) -> None:
-        """Write what this process needs to go on behind an epoch. It comes before the checkpoint."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        save_resume_state(self.path, epoch, self.rank, state)
+        """Write what this process needs to go on behind an epoch. It comes before the checkpoint.
+
+        Only this one and the one before are kept.
+        """
+        with blame(str(self.path), OSError):
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_state(_resume_path(self.path, epoch, self.rank), state)
+            states = sorted(self.path.glob(f'resume-*-{self.rank}.pth'), key=lambda path: int(path.name.split('-')[1]))
+            for path in states[:-2]:
+                path.unlink()
+
+    def save_recovery_state(self, epoch: int, batches: int, state: Dict[str, Any]) -> None:
+        """Write what this process needs to go on behind some batches of an epoch. It comes before the checkpoint."""
+        with blame(str(self.path), OSError):
+            self.path.mkdir(parents=True, exist_ok=True)
+        _write_state(_recovery_state_path(self.path, epoch, batches, self.rank), state)
+
+    def save_recovery(self, epoch: int, batches: int, content: Dict[str, Any]) -> Path:
+        """Write the checkpoint behind some batches of an epoch, and drop earlier ones, in the first process.
+
+        It says that the epoch before is the last whole one: timm's script begins the epoch anew from it.
+        """
+        path = _recovery_path(self.path, epoch, batches)
+        recovery = dict(batches=batches, processes=self.world_size)
+        with blame(str(path), OSError, RuntimeError), replacing(path) as temporary:
+            torch.save({**content, 'epoch': epoch - 1, 'version': 2, RECOVERY: recovery}, temporary)
+        self._drop_recoveries(before=(epoch, batches))
+        return path
+
+    def _drop_recoveries(self, before: Tuple[int, int]) -> None:
+        for path in filter(_position, self.path.glob('recovery-*.pth*')):
+            if _position(path) < before:
+                path.unlink(missing_ok=True)
 
     def save_epoch(
             self,
@@ -134,5 +289,13 @@ class RunFolder:
         row.update({f'train_{name}': value for name, value in train_metrics.items()})
         row.update({f'eval_{name}': value for name, value in (eval_metrics or {}).items()}, lr=learning_rate)
         write_row(self.path, row)
-        self.checkpoints.save(content, epoch, (eval_metrics or train_metrics)[self.metric])
+        self.checkpoints.save(dict(content, summary=row), epoch, (eval_metrics or train_metrics)[self.metric])
+        self._drop_recoveries(before=(epoch + 1, 0))
         return row
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ''

@@ -33,7 +33,7 @@ UNSUPPORTED: Dict[str, Any] = {
     # other ways to run a model
     'drop_connect': None, 'torchscript': False, 'fuser': '', 'fast_norm': False, 'synchronize_step': False,
     # other outputs
-    'recovery_interval': 0, 'save_images': False, 'tta': 0,
+    'save_images': False, 'tta': 0,
 }
 
 
@@ -182,6 +182,8 @@ def _add_run(add: Callable[..., Any]) -> None:
     add('--worker-seeding', default='all', choices=('all', 'part'), help='what data workers seed')
     add('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
     add('--val-interval', type=int, default=1, metavar='N', help='epochs between validations, and checkpoints')
+    add('--recovery-interval', type=int, default=0, metavar='N',
+        help='updates between checkpoints within an epoch, none if 0')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='number of checkpoints to keep')
     add('-j', '--workers', type=int, default=default_workers(), metavar='N', help='data loading processes')
     add('--pin-mem', action='store_true', help='pin memory for the transfer to a GPU')

@@ -3,8 +3,12 @@
 timm keeps its data workers alive over epochs, and with them the generators that draw the augmentations. A run that goes
 on bit for bit therefore needs their states too.
 """
+import atexit
+import os
 import pickle
 import random
+import signal
+from types import FrameType
 from typing import Any, Dict, List, Optional
 
 import numpy as np
@@ -56,12 +60,14 @@ class RngTracker:
         loader = loader if isinstance(loader, DataLoader) else loader.loader
         self.collate_fn = loader.collate_fn
         self.worker_init_fn = loader.worker_init_fn
-        self.initial_states = states
+        self.initial_states = states if any(state is not None for state in states or []) else None
         self.memory = torch.zeros(loader.num_workers, STATE_BYTES, dtype=torch.uint8).share_memory_()
         self.mixup = torch.ones((), dtype=torch.uint8).share_memory_()
+        self.closing = torch.zeros((), dtype=torch.uint8).share_memory_()
+        atexit.register(self.closing.fill_, 1)
         loader.collate_fn = self
         loader.worker_init_fn = self.init_worker
-        if states and loader.num_workers:
+        if self.initial_states and loader.num_workers:
             # the start of the workers draws their seed from here, not from the generator that has been put back
             loader.generator = torch.Generator()
 
@@ -76,13 +82,24 @@ class RngTracker:
         return batch
 
     def init_worker(self, worker_id: int) -> None:
-        """Start a worker as timm does, then put its generators into its initial state."""
+        """Start a worker as timm does, then put its generators into its initial state.
+
+        Schedulers send their signals to all processes of a job. A worker leaves them to the main process, which needs
+        it for one more step: it ends when the main process ends it, or has died.
+        """
+        for name in ('SIGTERM', 'SIGUSR1'):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._on_signal)
         self.worker_init_fn(worker_id)
         if self.initial_states and worker_id < len(self.initial_states) and self.initial_states[worker_id]:
             python, numpy, torch_state = self.initial_states[worker_id]
             random.setstate(python)
             np.random.set_state(numpy)
             torch.set_rng_state(torch_state)
+
+    def _on_signal(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.closing:
+            os._exit(0)
 
     def disable_mixup(self) -> None:
         """Switch mixup and cutmix off from the next batch that a worker begins."""

@@ -1,6 +1,6 @@
 """The parts of a run, made as timm's train.py makes them: network, loss, learning rate, optimizer and schedule."""
 import argparse
-from pathlib import Path
+import inspect
 from typing import Any, Dict, Optional, Tuple
 
 import torch
@@ -45,10 +45,10 @@ def create_network(
         grad_checkpointing: Recompute activations in the backward pass.
 
     Raises:
-        UserError: Unknown model, or a file that is missing or of another network.
+        UserError: Unknown model, or a file that is missing, damaged, with code in it, or of another network.
     """
-    if pretrained_path and not Path(pretrained_path).is_file():
-        raise UserError(f'--pretrained-path {pretrained_path}: no such file')
+    if pretrained_path:
+        read_checkpoint(pretrained_path, '--pretrained-path')  # timm reads it again; of old, with the code in it
     model = build_model(name, model_kwargs, **arguments)
     if initial_checkpoint:
         weights = read_checkpoint(initial_checkpoint, '--initial-checkpoint')
@@ -133,8 +133,10 @@ def distribute(model: nn.Module, placement: Placement, broadcast_buffers: bool) 
     """Wrap a model in DDP if there are several processes."""
     if not placement.distributed:
         return model
+    names = ('forward_sync_buffers', 'broadcast_buffers')  # the second is the older name
+    name = next(name for name in names if name in inspect.signature(DistributedDataParallel).parameters)
     return DistributedDataParallel(
         model,
         device_ids=[placement.device] if placement.device.type != 'cpu' else None,
-        broadcast_buffers=broadcast_buffers,
+        **{name: broadcast_buffers},
     )

@@ -1,0 +1,79 @@
+"""Values that options may have. An option has the same meaning, and so the same range, in every command."""
+import math
+import reprlib
+from typing import Any, Dict, NamedTuple, Optional
+
+from .errors import UserError
+
+__all__ = ['RANGES', 'check_ranges']
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`, both included unless `above` or `below` says otherwise."""
+    low: float
+    high: float = math.inf
+    above: bool = False  # without `low`
+    below: bool = False  # without `high`
+
+    def holds(self, value: float) -> bool:
+        """True for a number of the range; never for nan."""
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high) and math.isfinite(value)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f'{"above" if self.above else "at least"} {self.low:g}'
+        bounds = [f'{bound:g}' + ' (excluded)' * out for bound, out in zip(self[:2], self[2:])]
+        return f'from {bounds[0]} to {bounds[1]}'
+
+
+COUNT = Range(1)
+NOT_NEGATIVE = Range(0)
+POSITIVE = Range(0, above=True)
+PROBABILITY = Range(0, 1)
+FRACTION = Range(0, 1, below=True)
+
+RANGES: Dict[str, Range] = {
+    **dict.fromkeys((
+        'batch_size', 'validation_batch_size', 'num_classes', 'img_size', 'input_size', 'in_chans', 'log_interval',
+        'log_freq', 'val_interval', 'checkpoint_hist', 'train_num_samples', 'val_num_samples', 'num_samples', 'recount',
+        'lr_cycle_limit', 'lr_base_size', 'topk', 'jobs',
+    ), COUNT),
+    **dict.fromkeys((
+        'epochs', 'workers', 'start_epoch', 'recovery_interval', 'grad_accum_steps', 'weight_decay', 'layer_decay',
+        'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'lr', 'lr_base', 'min_lr', 'warmup_lr', 'warmup_epochs',
+        'cooldown_epochs', 'patience_epochs', 'epoch_repeats', 'decay_milestones', 'mixup_off_epoch', 'color_jitter',
+        'aug_repeats', 'mixup', 'cutmix', 'bce_pos_weight', 'crop_border_pixels', 'lr_noise_std', 'opt_betas',
+    ), NOT_NEGATIVE),
+    **dict.fromkeys((
+        'decay_epochs', 'decay_rate', 'opt_eps', 'bn_eps', 'clip_grad', 'crop_pct', 'std', 'scale', 'ratio',
+        'lr_cycle_mul', 'lr_k_decay',
+    ), POSITIVE),
+    **dict.fromkeys((
+        'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'reprob', 'mixup_prob',
+        'mixup_switch_prob', 'drop', 'drop_block', 'cutmix_minmax', 'bce_target_thresh', 'lr_noise_pct', 'bn_momentum',
+        'model_ema_decay', 'momentum', 'mean',
+    ), PROBABILITY),
+    **dict.fromkeys(('smoothing', 'drop_path'), FRACTION),
+    'seed': Range(0, 2 ** 32 - 2 ** 16),  # NumPy's, and each process adds its rank
+}
+
+
+def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
+    """Complain of a number that an option cannot have.
+
+    Args:
+        options: Values by the names of options, with underscores.
+        source: What holds them, for the message; the command line if None.
+
+    Raises:
+        UserError: There is one; names the option, the value and the range.
+    """
+    for name in RANGES.keys() & options.keys():
+        value = options[name]
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if number is None:
+                continue
+            if not isinstance(number, (int, float)) or isinstance(number, bool) or not RANGES[name].holds(number):
+                subject = f'{source}: {name}' if source else f'--{name.replace("_", "-")}'
+                raise UserError(f'{subject} {reprlib.repr(number)}: must be {RANGES[name]}')

@@ -1,0 +1,50 @@
+"""Being asked to stop: SIGTERM and SIGUSR1, which schedulers send before they end a job."""
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Dict, Optional, Type
+
+import torch
+
+from .device import Placement
+
+__all__ = ['StopRequest', 'Stopped']
+
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name))
+
+
+class Stopped(Exception):
+    """A process was asked to stop, and has left what it takes to go on another time."""
+
+
+class StopRequest:
+    """Context in which signals to stop are remembered, instead of ending the process at once."""
+
+    def __init__(self) -> None:
+        self.received: Optional[str] = None  # name of the signal
+        self._before: Dict[int, Any] = {}
+
+    def __enter__(self) -> 'StopRequest':
+        if threading.current_thread() is threading.main_thread():  # others cannot receive signals
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(
+            self,
+            kind: Optional[Type[BaseException]],
+            error: Optional[BaseException],
+            traceback: Optional[TracebackType],
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Optional[FrameType]) -> None:
+        self.received = signal.Signals(number).name
+
+    def agreed(self, placement: Placement) -> bool:
+        """True in all processes of a run if one of them has been asked; all must call it at the same point."""
+        if not placement.distributed:
+            return self.received is not None
+        flag = torch.tensor(int(self.received is not None), device=placement.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)

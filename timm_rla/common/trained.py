@@ -1,0 +1,149 @@
+"""What a checkpoint says of the run that wrote it, as far as a stranger's file may say it.
+
+Only plain values of the types that options have are taken, and of the model's arguments only those of its architecture:
+nothing in a checkpoint opens a file or an address, or asks for more memory than its own weights.
+"""
+import argparse
+import inspect
+import logging
+import math
+import reprlib
+from typing import Any, Callable, Dict, FrozenSet, Sequence, Type
+
+import torch
+import torch.nn as nn
+
+from .errors import UserError
+
+__all__ = ['architecture_arguments', 'check_sizes', 'completed_epochs', 'training_options']
+
+_logger = logging.getLogger(__name__)
+
+DEPTH, LENGTH, TEXT = 4, 100_000, 10_000  # of plain values: nesting, entries, characters
+EPOCHS = 10 ** 9
+# Arguments of networks that other options set
+NOT_ARCHITECTURE = {'self', 'args', 'kwargs', 'block', 'num_classes', 'in_chans', 'device', 'dtype'}
+
+
+def _is_plain(value: Any, depth: int = DEPTH) -> bool:
+    """True for what YAML could hold, of bounded size."""
+    if isinstance(value, str):
+        return len(value) <= TEXT
+    if value is None or isinstance(value, (bool, int, float)):
+        return True
+    if depth == 0 or not isinstance(value, (list, tuple, dict)) or len(value) > LENGTH:
+        return False
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(entry, depth - 1) for key, entry in value.items())
+    return all(_is_plain(entry, depth - 1) for entry in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LENGTH
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and all(map(check, value))
+
+
+EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of options that later commands use; None is always accepted
+    'model': _is_text,
+    'model_kwargs': lambda value: isinstance(value, dict),
+    'num_classes': _is_count,
+    'in_chans': _is_count,
+    'img_size': _is_count,
+    'input_size': lambda value: _all(_is_count)(value) and len(value) == 3,
+    'mean': _all(_is_number),
+    'std': _all(_is_number),
+    'crop_pct': _is_number,
+    'interpolation': _is_text,
+    'gp': _is_text,
+    'bn_eps': _is_number,
+    'label_names': _all(_is_text),
+}
+
+
+def training_options(checkpoint: Dict[str, Any], source: str) -> Dict[str, Any]:
+    """Options of the training run that wrote a checkpoint; empty if it is not of a training run.
+
+    Args:
+        checkpoint: As from `read_checkpoint`.
+        source: Option and file, for the message.
+
+    Raises:
+        UserError: An option that commands use is not what it should be.
+    """
+    namespace = checkpoint.get('args')
+    if not isinstance(namespace, argparse.Namespace) or not isinstance(getattr(namespace, 'model', None), str):
+        return {}
+    options = {key: value for key, value in vars(namespace).items() if isinstance(key, str) and _is_plain(value)}
+    for key, expected in EXPECTED.items():
+        value = getattr(namespace, key, None)
+        if value is not None and not (key in options and expected(value)):
+            raise UserError(f'{source}: damaged, its options have {key} {reprlib.repr(value)}')
+    return options
+
+
+def completed_epochs(checkpoint: Dict[str, Any], source: str) -> int:
+    """Epochs that a run had behind it when it wrote a checkpoint; 0 if it does not say.
+
+    Raises:
+        UserError: What stands there is no number of epochs.
+    """
+    epoch = checkpoint.get('epoch', -1)
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or not -1 <= epoch < EPOCHS:
+        raise UserError(f'{source}: damaged, its epoch is {reprlib.repr(epoch)}')
+    return epoch + 1
+
+
+def _arguments(network: Type[nn.Module]) -> FrozenSet[str]:
+    """Names of the arguments that say how a network is built."""
+    names = {
+        name for cls in network.__mro__ if '__init__' in vars(cls) and cls not in (nn.Module, object)
+        for name in inspect.signature(cls.__init__).parameters
+    }
+    return frozenset(names - NOT_ARCHITECTURE)
+
+
+def architecture_arguments(model_kwargs: Dict[str, Any], network: Type[nn.Module], source: str) -> Dict[str, Any]:
+    """Those of a checkpoint's model arguments that say how the network is built; says which are left out.
+
+    Args:
+        model_kwargs: From the options of a training run.
+        network: Class of the model.
+        source: Option and file, for the log.
+    """
+    known = _arguments(network)
+    left_out = [name for name in model_kwargs if name not in known]
+    if left_out:
+        _logger.warning(f'{source}: model arguments that are left out, not of the architecture: '
+                        f'{reprlib.repr(", ".join(left_out))}')
+    return {name: value for name, value in model_kwargs.items() if name in known}
+
+
+def check_sizes(model_kwargs: Dict[str, Any], weights: Dict[str, torch.Tensor], source: str) -> None:
+    """Complain of model arguments that ask for more than there are weights.
+
+    Args:
+        model_kwargs: From the options of a training run.
+        weights: Its state dict.
+        source: Option and file, for the message.
+
+    Raises:
+        UserError: There is one.
+    """
+    largest = max([1000, *(weight.untyped_storage().nbytes() for weight in weights.values())])
+    for name, value in model_kwargs.items():
+        values: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
+        whole = [number for number in values if isinstance(number, int)]
+        limit = len(weights) if name == 'layers' else largest  # a block has some weights
+        if any(abs(number) > limit for number in whole) or len(values) > len(weights):
+            raise UserError(f'{source}: damaged, its model has {name} {reprlib.repr(value)}, its weights are smaller')

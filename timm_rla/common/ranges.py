@@ -44,6 +44,7 @@ RANGES: Dict[str, Range] = {
         'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'lr', 'lr_base', 'min_lr', 'warmup_lr', 'warmup_epochs',
         'cooldown_epochs', 'patience_epochs', 'epoch_repeats', 'decay_milestones', 'mixup_off_epoch', 'color_jitter',
         'aug_repeats', 'mixup', 'cutmix', 'bce_pos_weight', 'crop_border_pixels', 'lr_noise_std', 'opt_betas',
+        'lr_noise', 'lr_cycle_decay',
     ), NOT_NEGATIVE),
     **dict.fromkeys((
         'decay_epochs', 'decay_rate', 'opt_eps', 'bn_eps', 'clip_grad', 'crop_pct', 'std', 'scale', 'ratio',

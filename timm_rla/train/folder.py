@@ -92,7 +92,7 @@ class RunFolder:
         if self.rank:
             yield
             return
-        with blame(f'--experiment {self.path.name}', OSError):
+        with blame(str(self.path), OSError):
             made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             lock, holder = FileLock(self.path / LOCK, timeout=0), self.path / HOLDER

@@ -1,0 +1,165 @@
+"""The folder of a run: one writer at a time, labels that are true after going back, a disk that is full."""
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import TINY_RUN, assert_same_run, load, train
+
+import timm_rla_cli as cli
+from timm_rla.common.errors import UserError
+from timm_rla.common.summary import read_summary
+from timm_rla.hub.export import export
+from timm_rla.train.folder import RunFolder
+
+OPTIONS = ['--workers', '0', '--warmup-epochs', '0', '--sched', 'step']
+
+
+def line(data, output, *options):
+    return ['train', *TINY_RUN, '--data-dir', str(data), '--output', str(output), *OPTIONS, *options]
+
+
+# One writer ----------------------------------------------------------------------------------------------------------
+
+def test_two_runs_in_one_folder(image_folder, tmp_path, capsys):
+    folder = RunFolder(tmp_path / 'run')
+    with folder.locked():
+        before = sorted(path.name for path in (tmp_path / 'run').iterdir())
+        assert cli.main(line(image_folder, tmp_path, '--epochs', '1')) == 2
+        error = capsys.readouterr().err
+        assert f'process {os.getpid()} on ' in error and f'writes to {tmp_path / "run"}' in error
+        assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == before
+    assert not (tmp_path / 'run').exists()  # nothing has come of it
+    assert cli.main(line(image_folder, tmp_path, '--epochs', '1')) == 0
+
+
+def test_death_frees_the_folder(image_folder, tmp_path):
+    holder = subprocess.Popen([sys.executable, '-c', f'''
+import time
+from pathlib import Path
+from timm_rla.train.folder import RunFolder
+with RunFolder(Path({str(tmp_path / "run")!r})).locked():
+    print('locked', flush=True)
+    time.sleep(100)
+'''], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == 'locked\n'
+    with pytest.raises(UserError, match=f'process {holder.pid} '), RunFolder(tmp_path / 'run').locked():
+        pass
+    holder.kill()
+    holder.wait()
+    train(image_folder, tmp_path, *OPTIONS, '--epochs', '1')
+    assert len(read_summary(tmp_path / 'run')) == 1
+
+
+# Going back ----------------------------------------------------------------------------------------------------------
+
+def epochs_of(folder):
+    return {path.name: load(path)['epoch'] for path in folder.glob('*.pth.tar')}
+
+
+def check_labels(folder):
+    """Names, best checkpoint and summary belong to the weights that are in the files."""
+    rows = {int(row['epoch']): row for row in read_summary(folder)}
+    for name, epoch in epochs_of(folder).items():
+        content = load(folder / name)
+        assert content['summary'] == rows[epoch] and content['metric'] == rows[epoch]['eval_top1']
+        if name.startswith('checkpoint-'):
+            assert name == f'checkpoint-{epoch}.pth.tar'
+    best = max(row['eval_top1'] for row in rows.values())
+    assert load(folder / 'model_best.pth.tar')['metric'] == best
+    assert load(folder / 'last.pth.tar')['epoch'] == max(rows)
+
+
+def test_going_back(image_folder, tmp_path):
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '5', '--seed', '3')
+    assert set(epochs_of(run).values()) == {0, 1, 2, 3, 4}
+    train(image_folder, tmp_path, *OPTIONS, '--epochs', '4', '--resume', str(run / 'checkpoint-1.pth.tar'), '--lr',
+          '0.001', '--seed', '7')
+    check_labels(run)
+    assert set(epochs_of(run).values()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize('hist', ['1', '2', '10'])
+def test_going_back_and_killed_at_once(image_folder, tmp_path, monkeypatch, hist):
+    """Before the first new epoch is done, --resume auto goes on from where the run has gone back to."""
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '4', '--checkpoint-hist', hist)
+    kept = sorted(int(path.name.split('-')[1].split('.')[0]) for path in run.glob('checkpoint-*.pth.tar'))
+    back = run / f'checkpoint-{kept[0]}.pth.tar'
+    with monkeypatch.context() as m:
+        m.setattr('timm_rla.train.run._run_epochs', lambda *args: (_ for _ in ()).throw(UserError('killed')))
+        with pytest.raises(UserError, match='killed'):
+            train(image_folder, tmp_path, *OPTIONS, '--epochs', '4', '--checkpoint-hist', hist, '--resume', str(back))
+    assert max(epochs_of(run).values()) == kept[0] and load(run / 'last.pth.tar')['epoch'] == kept[0]
+    train(image_folder, tmp_path, *OPTIONS, '--epochs', '4', '--checkpoint-hist', hist, '--resume', 'auto')
+    check_labels(run)
+
+
+def test_card_is_of_the_weights(image_folder, tmp_path):
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '3')
+    own = load(run / 'checkpoint-0.pth.tar')['summary']
+    (run / 'summary.csv').write_text((run / 'summary.csv').read_text().replace('\n0,', '\n9,'))
+    card = (export(run / 'checkpoint-0.pth.tar', tmp_path / 'out') / 'README.md').read_text()
+    assert f'| {own["eval_top1"]:.2f} % | {own["eval_top5"]:.2f} % | {own["eval_loss"]:.4f} |' in card
+    content = load(run / 'checkpoint-1.pth.tar')  # of timm's script: no figures but the metric
+    del content['summary']
+    torch.save(dict(content, metric=-1.), run / 'other.pth.tar')
+    assert '## Accuracy' not in (export(run / 'other.pth.tar', tmp_path / 'other') / 'README.md').read_text()
+
+
+# Disks ---------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('room', [20, 2_000, 100_000, 1_000_000])
+def test_full_disk(image_folder, tmp_path, room):
+    """No file may grow beyond `room` bytes from some moment on: one line, and the last good checkpoint is there."""
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '1')
+    before = {path.name: path.read_bytes() for path in run.glob('*.pth.tar')}
+    again = line(image_folder, tmp_path, '--epochs', '2', '--resume', 'auto')
+    result = subprocess.run(
+        [sys.executable, '-m', 'timm_rla', *again], capture_output=True, text=True, timeout=120,
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+        preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+                            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))))
+    assert (result.returncode == 2) == (room < len(before['last.pth.tar'])), result.stderr
+    if result.returncode == 2:
+        assert 'Traceback' not in result.stderr and f'error: {run}' in result.stderr.strip().splitlines()[-1]
+        for name, content in before.items():
+            assert (run / name).read_bytes() == content
+        assert not list(run.glob('*.tmp'))
+    whole = train(image_folder, tmp_path / 'whole', *OPTIONS, '--epochs', '2')
+    assert_same_run(train(image_folder, tmp_path, *OPTIONS, '--epochs', '2', '--resume', 'auto'), whole)
+
+
+@pytest.mark.parametrize('name, words', [
+    ('x' * 300, 'File name too long'), ('file/run', 'Not a directory'),
+])
+def test_names_that_no_folder_can_have(image_folder, tmp_path, capsys, name, words):
+    (tmp_path / 'file').write_text('')
+    options = line(image_folder, tmp_path, '--epochs', '1', '--resume', 'auto')
+    options[options.index('--experiment') + 1] = name
+    assert cli.main(options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in error and len(error) < 1200
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_read_only_folder(image_folder, tmp_path, capsys):
+    (tmp_path / 'out').mkdir(mode=0o555)
+    assert cli.main(line(image_folder, tmp_path / 'out', '--epochs', '1')) == 2
+    assert 'Permission denied' in capsys.readouterr().err
+
+
+def test_interrupted_by_hand(image_folder, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'timm_rla', *line(image_folder, tmp_path, '--epochs', '500')],
+        stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / 'run' / 'last.pth.tar').exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and 'Traceback' not in errors and errors.endswith('timm-rla train: interrupted\n')

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-timm lint docs clean
+.PHONY: help quickstart test test-timm torture lint docs clean
 
 # What `make test-timm` adds: -k EXPRESSION, or --sample for one model of each family
 TIMM_TESTS ?=
@@ -12,6 +12,7 @@ help:
 	@echo 'make quickstart   train a small network on real images, 3 minutes on a CPU'
 	@echo 'make test         run the tests'
 	@echo 'make test-timm    run the model tests of timm itself on the models of this package'
+	@echo 'make torture      kill runs, fill disks, damage files: the long tests, an hour on a CPU'
 	@echo 'make lint         check the style'
 	@echo 'make docs         build the documentation site into build/site'
 	@echo 'make clean        remove the environment and all outputs'
@@ -30,6 +31,9 @@ quickstart: $(VENV)/.installed-quickstart
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 tests
+
+torture: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/torture.py
 
 test-timm: $(VENV)/.installed-test
 	$(BIN)/python tests/run_timm_suite.py -q $(TIMM_TESTS)

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, NamedTuple
 import timm
 import torch
 import yaml
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from timm_rla.common.checkpoint import load_weights, read_checkpoint
@@ -22,7 +23,7 @@ from timm_rla.reproduce.runs import Results
 from timm_rla.train.folder import RunFolder
 from timm_rla.train.options import train_parser
 
-__all__ = ['READERS', 'Reader', 'check']
+__all__ = ['READERS', 'Reader', 'check', 'try_inputs']
 
 LONGEST = 1100  # characters of a message
 
@@ -39,6 +40,16 @@ def check(read: Callable[[Path, Any], None], folder: Path, content: Any) -> None
         read(folder, content)
     except UserError as e:
         assert 0 < len(str(e)) <= LONGEST and '\n' not in str(e), str(e)
+
+
+def try_inputs(reader: Reader, folder: Path, count: int, **kwargs: Any) -> None:
+    """Read so many inputs; raises for the first that ends otherwise than `check` allows, made small by hypothesis."""
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck), **kwargs)
+    @given(reader.inputs)
+    def run(content: Any) -> None:
+        check(reader.read, folder, content)
+
+    run()
 
 
 # Inputs --------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,7 @@
 import logging
 
 import pytest
-from fuzz import READERS, check
-from hypothesis import HealthCheck, given, settings
+from fuzz import READERS, try_inputs
 
 EXAMPLES = 60
 
@@ -11,15 +10,7 @@ EXAMPLES = 60
 @pytest.mark.parametrize('name', READERS)
 def test_readers(tmp_path, name):
     logging.disable(logging.WARNING)
-    reader = READERS[name]
-
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True,
-              suppress_health_check=list(HealthCheck))
-    @given(reader.inputs)
-    def run(content):
-        check(reader.read, tmp_path, content)
-
     try:
-        run()
+        try_inputs(READERS[name], tmp_path, EXAMPLES, derandomize=True)
     finally:
         logging.disable(logging.NOTSET)

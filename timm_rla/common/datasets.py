@@ -2,16 +2,17 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from PIL import Image
-from timm.data import ImageDataset, create_dataset
+from timm.data import ImageDataset, IterableImageDataset, create_dataset
 
-from .errors import UserError, blame
+from .._timm import report_webdataset_errors
+from .errors import UserError, blame, one_line
 
 __all__ = [
-    'DataSource', 'IMAGE_TYPES', 'StrictImageDataset', 'check_same_classes', 'class_indices', 'describe_dataset',
-    'image_mode', 'label_names', 'open_dataset',
+    'DataSource', 'IMAGE_TYPES', 'StrictImageDataset', 'StrictImageStream', 'check_same_classes', 'class_indices',
+    'describe_dataset', 'image_mode', 'label_names', 'open_dataset',
 ]
 
 IMAGE_TYPES = (  # what Pillow reads; timm itself takes the first three
@@ -63,7 +64,7 @@ class StrictImageDataset(ImageDataset):
             image = Image.open(file)
             image = image.convert(self.input_img_mode) if self.input_img_mode else image
         except Exception as e:  # PIL raises whatever its decoders raise
-            raise UserError(f'cannot read image {self.filename(index, absolute=True)}: {e}') from e
+            raise UserError(f'cannot read image {self._name(index)}: {one_line(e)}') from e
         if self.transform is not None:
             image = self.transform(image)
         if target is None:
@@ -71,6 +72,35 @@ class StrictImageDataset(ImageDataset):
         elif self.target_transform is not None:
             target = self.target_transform(target)
         return image, target
+
+
+    def _name(self, index: int) -> str:
+        """File of an image, or its number where it lies in no file of its own."""
+        try:
+            name = self.filename(index, absolute=True)
+        except Exception:  # readers raise whatever a damaged file leads them to
+            name = None
+        return name or f'{index} of the split'
+
+
+class StrictImageStream(IterableImageDataset):
+    """timm's IterableImageDataset, where a sample that cannot be read is an error that names it."""
+
+    def __iter__(self) -> Iterator[Tuple[Any, Any]]:
+        if type(self.reader).__name__ == 'ReaderWds':  # in each worker anew
+            report_webdataset_errors(_cannot_read)
+        try:
+            yield from super().__iter__()
+        except (UserError, GeneratorExit):
+            raise
+        except Exception as e:  # readers and PIL raise whatever a damaged sample leads them to
+            _cannot_read('', e)
+
+
+def _cannot_read(name: str, error: Exception) -> None:
+    if isinstance(error, UserError):
+        raise error
+    raise UserError(f'cannot read image {name}: {one_line(error)}') from error
 
 
 def open_dataset(
@@ -113,6 +143,8 @@ def open_dataset(
             dataset = create(indices)
     if type(dataset) is ImageDataset:
         dataset = StrictImageDataset(source.data_dir, reader=dataset.reader, input_img_mode=dataset.input_img_mode)
+    elif type(dataset) is IterableImageDataset:
+        dataset = StrictImageStream(source.data_dir, reader=dataset.reader)
     indices = class_indices(dataset)
     if '' in indices:  # timm's name for the class of images that lie in no folder of a class
         raise UserError(f'{source.option}: images outside of the folders of classes, in {dataset.reader.root}')

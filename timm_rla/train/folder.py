@@ -218,8 +218,8 @@ class RunFolder:
         """
         if _position(checkpoint) is None:
             self.checkpoints.take_as_last(checkpoint)
-        for path in self._recoveries():
-            if _position(path) > (_position(checkpoint) or (start_epoch, -1)):
+        for path in filter(_position, self.path.glob('recovery-*.pth*')):
+            if _position(path) != _position(checkpoint):
                 path.unlink(missing_ok=True)
         trim_summary(self.path, start_epoch)
         rows = [row for row in read_summary(self.path) if metric_key(row, self.metric) in row]

@@ -1,0 +1,74 @@
+"""Samples that cannot be read, in WebDataset shards and Hugging Face datasets, are errors that name them."""
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+import timm_rla_cli as cli
+
+IMAGES = 12
+
+
+def picture(index, whole=True):
+    buffer = io.BytesIO()
+    Image.new('RGB', (8, 8), (20 * index, 0, 0)).save(buffer, 'png')
+    return buffer.getvalue() if whole else buffer.getvalue()[:50]
+
+
+def write_shards(root, broken):
+    for split in ('train', 'validation'):
+        for shard in range(2):
+            with tarfile.open(root / f'{split}-{shard}.tar', 'w') as archive:
+                for index in range(IMAGES):
+                    damaged = broken == 'sample' and (split, shard, index) == ('train', 1, 5)
+                    for ending, content in (('jpg', picture(index, not damaged)), ('cls', str(index % 2).encode())):
+                        info = tarfile.TarInfo(f'{split}{shard}{index:03}.{ending}')
+                        info.size = len(content)
+                        archive.addfile(info, io.BytesIO(content))
+    if broken == 'shard':
+        path = root / 'train-1.tar'
+        path.write_bytes(path.read_bytes()[:3000])
+    splits = {split: dict(filenames=[f'{split}-{shard}.tar' for shard in range(2)], name=split,
+                          num_samples=2 * IMAGES, shard_lengths=[IMAGES] * 2) for split in ('train', 'validation')}
+    (root / '_info.json').write_text(json.dumps(dict(splits=splits)))
+
+
+TRAIN = ['train', '--model', 'rla_resnet20_cifar', '--num-classes', '2', '--img-size', '8', '--batch-size', '4',
+         '--epochs', '1', '--device', 'cpu', '--input-size', '3', '8', '8', '--warmup-epochs', '0']
+
+
+@pytest.mark.parametrize('broken, words', [
+    ('', []), ('sample', ['train1005', 'train-1.tar']), ('shard', ['train-1.tar']),
+])
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_webdataset(tmp_path, capsys, broken, words, workers):
+    pytest.importorskip('webdataset')
+    write_shards(tmp_path, broken)
+    code = cli.main([*TRAIN, '--dataset', 'wds/', '--data-dir', str(tmp_path), '--workers', workers, '--output',
+                     str(tmp_path / 'out')])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == (2 if broken else 0), error
+    assert all(word in error for word in words) and (not broken or 'cannot read image' in error), error
+
+
+@pytest.mark.parametrize('streams', [False, True])
+@pytest.mark.parametrize('broken', [False, True])
+def test_hugging_face(tmp_path, capsys, monkeypatch, streams, broken):
+    datasets = pytest.importorskip('datasets')
+    monkeypatch.setattr('datasets.config.HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+    features = datasets.Features(dict(image=datasets.Image(), label=datasets.ClassLabel(names=['a', 'b'])))
+    for split in ('train', 'validation'):
+        rows = dict(
+            image=[dict(bytes=picture(i, not (broken and split == 'train' and i == 5)), path=None)
+                   for i in range(IMAGES)],
+            label=[i % 2 for i in range(IMAGES)])
+        (tmp_path / 'set').mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / 'set' / f'{split}-0.parquet')
+    name = f'{"hfids" if streams else "hfds"}/{tmp_path / "set"}'
+    code = cli.main([*TRAIN, '--dataset', name, '--workers', '0', '--output', str(tmp_path / 'out'), *(
+        ['--train-num-samples', str(IMAGES), '--val-num-samples', str(IMAGES)] if streams else [])])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == (2 if broken else 0), error
+    assert not broken or 'cannot read image' in error and (streams or '5 of the split' in error), error

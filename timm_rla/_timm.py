@@ -4,7 +4,9 @@ from typing import Any, Callable, Dict
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from timm.models._hub import load_model_config_from_path, save_for_hf
 
-__all__ = ['FeatureGetterNet', 'feature_take_indices', 'load_model_config_from_path', 'report_webdataset_errors', 'save_for_hf']
+__all__ = [
+    'FeatureGetterNet', 'feature_take_indices', 'load_model_config_from_path', 'report_webdataset_errors', 'save_for_hf',
+]
 
 
 def report_webdataset_errors(report: Callable[[str, Exception], None]) -> None:

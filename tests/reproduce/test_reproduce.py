@@ -2,8 +2,12 @@
 import csv
 import json
 import math
+import os
 import shlex
 import statistics
+import subprocess
+import sys
+import time
 
 import pytest
 import timm
@@ -210,3 +214,22 @@ def test_a_failed_run_is_named(tmp_path, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert 'nowhere' in captured.out and '2 runs failed' in captured.err
     assert 'missing' in (tmp_path / 'out' / 'report.md').read_text()
+
+
+def test_asked_to_stop(image_folder, tmp_path):
+    """The signal reaches the runs, which keep where they are; nothing is left behind, and the command goes on."""
+    command = [sys.executable, '-m', 'timm_rla', 'reproduce', 'table1', *COMMON, '--data-dir', str(image_folder),
+               '--output', str(tmp_path / 'out'), '--epochs', '300', '--seeds', '0']
+    process = subprocess.Popen(command, env=dict(os.environ, OMP_NUM_THREADS='1'), stderr=subprocess.PIPE, text=True,
+                               stdout=subprocess.DEVNULL, start_new_session=True)
+    run = tmp_path / 'out' / 'cifar10-20-plain-seed0'
+    deadline = time.monotonic() + 100
+    while not (run / 'last.pth.tar').exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75 and 'the same command goes on' in errors and 'Traceback' not in errors
+    assert len(list(run.glob('recovery-*.pth.tar'))) == 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

@@ -11,11 +11,13 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 import yaml
 from filelock import FileLock, Timeout
 
-from ..common.errors import UserError, blame
+from ..common.errors import UserError
 from ..common.files import replacing
 from ..common.options import parse
 from ..common.recipes import find_recipe
+from ..common.stopping import Stopped, StopRequest
 from ..common.summary import read_summary
+from ..common.yaml_files import read_mapping
 from ..train.options import train_parser
 from .plan import RECIPES, Run, Table
 
@@ -46,9 +48,7 @@ class Results:
         self.settings = dict(table=table.name, epochs=epochs, options=self.options)
         file = path / SETTINGS
         if file.is_file():
-            with blame(f'--output {path}', OSError, UnicodeDecodeError, yaml.YAMLError):
-                found = yaml.safe_load(file.read_text())
-            found = found if isinstance(found, dict) else {}
+            found = read_mapping(file, f'--output {path}')
             differ = [f'{key} {found.get(key)}, not {value}' for key, value in self.settings.items()
                       if found.get(key) != value]
             if differ:
@@ -150,13 +150,29 @@ def run_all(results: Results, runs: Sequence[Run], jobs: int = 1, devices: Seque
 
     Returns:
         Runs that failed.
+
+    Raises:
+        Stopped: This process was asked to stop, and has stopped the runs, which go on from there next time.
     """
+    with StopRequest() as stop:
+        return _run_all(results, runs, jobs, devices, stop)
+
+
+def _run_all(
+        results: Results,
+        runs: Sequence[Run],
+        jobs: int,
+        devices: Sequence[str],
+        stop: StopRequest,
+) -> List[Run]:
     waiting, active, failed = results.missing(runs), {}, []
     total = len(waiting)
     print(f'{len(runs) - total} of {len(runs)} runs are finished, {total} to go', flush=True)
     slots = list(range(jobs))
     try:
         while waiting or active:
+            if stop.received:
+                raise Stopped('asked to stop by a signal; the same command goes on')
             while waiting and slots:
                 run, slot = waiting.pop(0), slots.pop(0)
                 device = devices[slot % len(devices)] if devices else None
@@ -177,8 +193,9 @@ def run_all(results: Results, runs: Sequence[Run], jobs: int = 1, devices: Seque
                 print(f'[{done}/{total}] {run.name}  {_outcome(results, run, process.returncode)}  '
                       f'{(time.monotonic() - start) / 60:.1f} min', flush=True)
     finally:
-        for process, _, log, _ in active.values():  # interrupted: the runs go on from their last epoch next time
+        for process, _, _, _ in active.values():  # interrupted: the runs keep where they are
             process.terminate()
+        for process, _, log, _ in active.values():
             process.wait()
             log.close()
     return failed

@@ -239,6 +239,17 @@ def report(folder: Path) -> List[str]:
     return [f'*{title.removeprefix("# ")}*', *(f'#{line}' if line.startswith('##') else line for line in lines)]
 
 
+def torture() -> List[str]:
+    """What `make torture` has tried, and whether it held."""
+    with open(ROOT / 'results' / 'torture.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    lines = [_line(['what', 'tries', 'failed']), '|---|---|---|']
+    lines += [_line([row['what'], f'{int(row["tries"]):,}', row['failed']]) for row in rows]
+    last = rows[-1]
+    return [*lines, '', f'Run on {last["date"]}, Python {last["python"]}, torch {last["torch"].split("+")[0]}, '
+                        f'timm {last["timm"]}.']
+
+
 class Section(NamedTuple):
     """What stands between `<!-- begin NAME -->` and `<!-- end NAME -->`."""
     page: str  # file, from the root of the repository
@@ -255,6 +266,7 @@ SECTIONS: Dict[str, Section] = {
     'scaling': Section('README.md', scaling),
     'libraries': Section('README.md', libraries),
     'forms': Section('docs/design.md', forms),
+    'torture': Section('docs/reliability.md', torture),
 }
 
 

@@ -241,7 +241,10 @@ def report(folder: Path) -> List[str]:
 
 def torture() -> List[str]:
     """What `make torture` has tried, and whether it held."""
-    with open(ROOT / 'results' / 'torture.csv', newline='') as f:
+    path = ROOT / 'results' / 'torture.csv'
+    if not path.is_file():
+        return ['Not run to its end yet.']
+    with open(path, newline='') as f:
         rows = list(csv.DictReader(f))
     lines = [_line(['what', 'tries', 'failed']), '|---|---|---|']
     lines += [_line([row['what'], f'{int(row["tries"]):,}', row['failed']]) for row in rows]

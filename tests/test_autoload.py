@@ -32,13 +32,9 @@ def test_entry_point():
 @pytest.mark.parametrize('imports', [
     'import timm',
     'import torch, timm',
-    'import timm, torch',
     'import timm_rla, timm',
     'import timm, timm_rla',
-    'import timm.models; import timm',
     'from timm.models.resnet import resnet18; import timm',
-    'import timm.layers; import timm.data; import timm',
-    'import torchvision, timm',
     'import timm_rla.layers; import timm',
     'import timm, importlib, timm_rla; importlib.reload(timm_rla)',
 ])

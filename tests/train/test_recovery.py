@@ -169,7 +169,8 @@ def test_signal_to_all_processes_of_a_job(image_folder, tmp_path, whole_runs):
 
 
 def test_two_processes_agree_where_to_stop(image_folder, tmp_path):
-    options = ['--epochs', '2', '--workers', '0', '--reprob', '0.3', '--no-ddp-bb', '--batch-size', '4']
+    options = ['--epochs', '2', '--workers', '0', '--reprob', '0.3', '--no-ddp-bb', '--batch-size', '4',
+               '--model-ema', '--model-ema-decay', '0.9']
     environment = dict(os.environ, OMP_NUM_THREADS='1')
     whole = subprocess.run(command(image_folder, tmp_path / 'whole', *options, processes=2), env=environment,
                            capture_output=True, text=True, timeout=240)

@@ -331,8 +331,8 @@ def _restore(run: _Run, data: TrainData, sched: str, on_updates: bool) -> None:
             if 'position' not in state:
                 scheduler.step(epoch, metric)
     with blame('--resume: the state of the process', *STATE_ERRORS):
-        # Each process may have its own buffers; DDP has just given them those of the first one
-        utils.unwrap_model(run.trainer.model).load_state_dict(state.get('buffers', {}), strict=False)
+        for model, buffers in zip(_averaging(run.trainer), state.get('buffers', [])):
+            model.load_state_dict(buffers, strict=False)  # DDP has just given all those of the first process
         data.track(state)
         if 'rng' in state:
             set_rng_state(state['rng'])
@@ -396,6 +396,11 @@ def _run_epochs(
         trainer.scheduler.step(epoch + 1, latest)
 
 
+def _averaging(trainer: Trainer) -> List[nn.Module]:
+    """Networks whose running statistics are each process's own until the end of an epoch: the model, and its EMA."""
+    return [utils.unwrap_model(model) for model in (trainer.model, trainer.model_ema) if model is not None]
+
+
 def _keeper(
         run: _Run,
         folder: RunFolder,
@@ -407,7 +412,7 @@ def _keeper(
     place = run.trainer.placement
 
     def keep(position: Position) -> None:
-        buffers = {name: buffer.cpu() for name, buffer in utils.unwrap_model(run.trainer.model).named_buffers()}
+        buffers = [{name: buffer.cpu() for name, buffer in model.named_buffers()} for model in _averaging(run.trainer)]
         state = {key: begin[key] for key in ('rng', 'train_workers', 'eval_workers')}
         state.update(position=vars(position), buffers=buffers, **_plateau(run, None))
         folder.save_recovery_state(epoch, position.batches, state)

@@ -233,6 +233,29 @@ def accuracy() -> List[str]:
     return lines
 
 
+QUESTIONS = {'rla': 'RLA-20', 'se': 'SE-20', 'rla_vector': 'RLA-vector-20', 'ia_rla': 'IA+RLA-20'}
+
+
+def answer() -> List[str]:
+    """The rule of docs/evidence.md, applied to each network of `EVIDENCE` that has an interval."""
+    with open(EVIDENCE / 'report.csv', newline='') as f:
+        cells = {row['cell']: row for row in csv.DictReader(f)}
+    lines = []
+    for key, name in QUESTIONS.items():
+        row = cells.get(key, {})
+        if not row.get('lower'):
+            lines.append(f'- **{name} against ResNet-20:** not measured.')
+            continue
+        difference, lower, upper = (float(row[column]) for column in ('difference', 'lower', 'upper'))
+        verdict = 'it helps' if upper < 0 else 'it hurts' if lower > 0 else 'these runs cannot tell'
+        text = f'- **{name} against ResNet-20: {verdict}.** {difference:+.2f} points, {lower:+.2f} to {upper:+.2f}, ' \
+               f'n = {row["pairs"]}.'
+        if row['paper_error']:
+            text += f' The paper has {float(row["paper_error"]) - float(cells["plain"]["paper_error"]):+.2f}.'
+        lines.append(text)
+    return lines
+
+
 def report(folder: Path) -> List[str]:
     """The report of a table, as `timm-rla reproduce` writes it, below a heading of the page."""
     title, *lines = (folder / 'report.md').read_text().splitlines()
@@ -262,6 +285,7 @@ class Section(NamedTuple):
 SECTIONS: Dict[str, Section] = {
     'quickstart': Section('README.md', quickstart),
     'accuracy': Section('README.md', accuracy),
+    'answer': Section('docs/evidence.md', answer),
     'report': Section('docs/evidence.md', lambda: report(EVIDENCE)),
     'models': Section('README.md', models),
     'cifar models': Section('README.md', cifar_models),

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TIMM_TESTS ?=
 
 help:
-	@echo 'make quickstart   train a small network on real images, 3 minutes on a CPU'
+	@echo 'make quickstart   train a small network on real images, one to three minutes on a CPU'
 	@echo 'make test         run the tests'
 	@echo 'make test-timm    run the model tests of timm itself on the models of this package'
 	@echo 'make torture      kill runs, fill disks, damage files: the long tests, an hour on a CPU'

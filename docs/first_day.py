@@ -21,8 +21,8 @@ PAGE = Path(__file__).with_name('first-day.md')
 RUN = 'output/train/photos'
 TEXT = '''# The first day
 
-A folder of {count} photos in {classes} classes, and every command with what it prints. `python docs/first_day.py PHOTOS`
-made this page, on a computer without a GPU. {note}
+A folder of {count} photos in {classes} classes, and every command with what it prints. This page was made by
+`python docs/first_day.py PHOTOS`, on a computer without a GPU. {note}
 
 ## What is there
 

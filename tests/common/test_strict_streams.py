@@ -44,7 +44,7 @@ TRAIN = ['train', '--model', 'rla_resnet20_cifar', '--num-classes', '2', '--img-
 ])
 @pytest.mark.parametrize('workers', ['0', '2'])
 def test_webdataset(tmp_path, capsys, broken, words, workers):
-    pytest.importorskip('webdataset')
+    pytest.importorskip('webdataset', reason='needs pip install webdataset')
     write_shards(tmp_path, broken)
     code = cli.main([*TRAIN, '--dataset', 'wds/', '--data-dir', str(tmp_path), '--workers', workers, '--output',
                      str(tmp_path / 'out')])
@@ -56,7 +56,7 @@ def test_webdataset(tmp_path, capsys, broken, words, workers):
 @pytest.mark.parametrize('streams', [False, True])
 @pytest.mark.parametrize('broken', [False, True])
 def test_hugging_face(tmp_path, capsys, monkeypatch, streams, broken):
-    datasets = pytest.importorskip('datasets')
+    datasets = pytest.importorskip('datasets', reason='needs pip install datasets')
     monkeypatch.setattr('datasets.config.HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     features = datasets.Features(dict(image=datasets.Image(), label=datasets.ClassLabel(names=['a', 'b'])))
     for split in ('train', 'validation'):

@@ -6,6 +6,7 @@ import sys
 import hub_server  # noqa: F401  first of all: it sets what huggingface_hub reads when it is imported
 import pytest
 import torch
+from helpers import train
 
 from timm_rla.commands.quickstart import write_digits
 from timm_rla.ops.gated_norm import form, set_form
@@ -29,6 +30,20 @@ def image_folder(digits, tmp_path_factory):
             for path in sorted(folder.iterdir())[:count]:
                 shutil.copy(path, root / split / folder.name)
     return root
+
+
+@pytest.fixture(scope='session')
+def whole_run(image_folder, tmp_path_factory):
+    """Folder of a small training run that nothing interrupts, made once for each length and options."""
+    runs = {}
+
+    def get(epochs, options):
+        key = (epochs, *options)
+        if key not in runs:
+            runs[key] = train(image_folder, tmp_path_factory.mktemp('whole'), '--epochs', str(epochs), *options)
+        return runs[key]
+
+    return get
 
 
 @pytest.fixture(autouse=True)

@@ -29,16 +29,8 @@ RECIPES = {
 
 
 @pytest.fixture(scope='module')
-def whole_runs(image_folder, tmp_path_factory):
-    runs = {}
-
-    def get(recipe):
-        if recipe not in runs:
-            output = tmp_path_factory.mktemp('whole')
-            runs[recipe] = train(image_folder, output, '--epochs', str(EPOCHS), *RECIPES[recipe])
-        return runs[recipe]
-
-    return get
+def whole_runs(whole_run):
+    return lambda recipe: whole_run(EPOCHS, RECIPES[recipe])
 
 
 def in_batch(monkeypatch, epoch, batch, action):

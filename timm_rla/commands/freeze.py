@@ -69,10 +69,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise UserError(f'--output {output}: there is a file of that name')
     source = f'CHECKPOINT {args.checkpoint}'
     content = read_checkpoint(args.checkpoint, 'CHECKPOINT')
-    options = training_options(content, source)
-    if not options:
-        raise UserError(f'{source}: not of a training run; it does not say which model it is')
     spec = trained_spec(NetworkSpec(use_ema=args.use_ema), content, source)
+    options = training_options(content, source)
     place = placement(args)
     network = restore_network(spec, content, source, verbose=place.primary)
     if not attention_modules(network.model):

@@ -180,9 +180,11 @@ def trained_spec(spec: NetworkSpec, checkpoint: Dict[str, Any], source: str) -> 
         source: Option and file, for messages.
 
     Raises:
-        UserError: The checkpoint is damaged, or its model is saved somewhere else.
+        UserError: The checkpoint is damaged or not of a training run, or its model is saved somewhere else.
     """
     trained = training_options(checkpoint, source)
+    if not trained:
+        raise UserError(f'{source}: not of a training run; it does not say which model it is')
     name = trained['model']
     if name.startswith(SAVED):
         raise UserError(f'{source}: its model is {name!r}, which is never opened for a checkpoint; --model and the '

@@ -21,7 +21,7 @@ class StopRequest:
     """Context in which signals to stop are remembered, instead of ending the process at once."""
 
     def __init__(self) -> None:
-        self.received: Optional[str] = None  # name of the signal
+        self.received = False
         self._before: Dict[int, Any] = {}
 
     def __enter__(self) -> 'StopRequest':
@@ -39,12 +39,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Optional[FrameType]) -> None:
-        self.received = signal.Signals(number).name
+        self.received = True
 
     def agreed(self, placement: Placement) -> bool:
         """True in all processes of a run if one of them has been asked; all must call it at the same point."""
         if not placement.distributed:
-            return self.received is not None
-        flag = torch.tensor(int(self.received is not None), device=placement.device)
+            return self.received
+        flag = torch.tensor(int(self.received), device=placement.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return bool(flag)

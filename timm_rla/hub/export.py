@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Optional
 
 from .._timm import save_for_hf
 from ..common.checkpoint import read_checkpoint
@@ -51,9 +51,12 @@ def export(
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f'{directory}: not an empty folder')
-    content, options = _read_run(checkpoint, use_ema)
     source = f'CHECKPOINT {checkpoint}'
+    content = read_checkpoint(str(checkpoint), 'CHECKPOINT')
     spec = trained_spec(NetworkSpec(use_ema=use_ema), content, source)
+    options = training_options(content, source)
+    if use_ema and not content.get('state_dict_ema'):
+        raise UserError(f'--use-ema: {checkpoint} holds no EMA weights')
     network = restore_network(spec, content, source)
     run_dir, epochs = checkpoint.parent, completed_epochs(content, source)
     epoch = epochs - 1 if epochs else None
@@ -81,17 +84,6 @@ def export(
                 directory.rmdir()
             os.rename(folder, directory)
     return directory
-
-
-def _read_run(checkpoint: Path, use_ema: bool) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Content of a checkpoint, and the options of the run that wrote it."""
-    content = read_checkpoint(str(checkpoint), 'CHECKPOINT')
-    options = training_options(content, f'CHECKPOINT {checkpoint}')
-    if not options:
-        raise UserError(f'CHECKPOINT {checkpoint}: not of a training run; it does not say which model it is')
-    if use_ema and not content.get('state_dict_ema'):
-        raise UserError(f'--use-ema: {checkpoint} holds no EMA weights')
-    return content, options
 
 
 def _save(network: Network, folder: Path, spec: NetworkSpec) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ..common.errors import UserError
 from ..common.files import replacing
+from ..common.lock import exclusive
 from ..common.options import parse
 from ..common.recipes import find_recipe
 from ..common.stopping import Stopped, StopRequest
@@ -63,14 +63,10 @@ class Results:
         Raises:
             UserError: Another one is at work there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / '.lock', timeout=0):
-                with replacing(self.path / SETTINGS) as temporary:
-                    temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
-                yield
-        except Timeout as e:
-            raise UserError(f'--output {self.path}: another process runs this table') from e
+        with exclusive(self.path, lambda holder: f'--output {self.path}: another process runs this table'):
+            with replacing(self.path / SETTINGS) as temporary:
+                temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+            yield
 
     def epochs_of(self, run: Run) -> int:
         """Epochs of a run."""

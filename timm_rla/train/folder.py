@@ -7,27 +7,23 @@ then takes its place, so that a run killed at any point finds a checkpoint with 
 Within an epoch it is the same: `recovery-EPOCH-BATCH.pth.tar`, as timm names it, and `recovery-EPOCH-BATCH-RANK.pth`.
 """
 import logging
-import os
 import re
-import socket
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
-from filelock import FileLock, Timeout
 
 from ..common.checkpoint import read_checkpoint
 from ..common.errors import UserError, blame
 from ..common.files import replacing
+from ..common.lock import exclusive
 from ..common.summary import SUMMARY, metric_key, read_summary, trim_summary, write_row
 from ..common.trained import completed_epochs
 from .checkpoints import Checkpoints, Kept, find_last
 
 __all__ = ['RunFolder']
 
-LOCK, HOLDER = '.lock', '.holder'
 RECOVERY = 'recovery'  # key in a checkpoint within an epoch: batches and processes
 _logger = logging.getLogger(__name__)
 
@@ -92,27 +88,11 @@ class RunFolder:
         if self.rank:
             yield
             return
-        with blame(str(self.path), OSError):
-            made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock, holder = FileLock(self.path / LOCK, timeout=0), self.path / HOLDER
-            try:
-                lock.acquire()
-            except Timeout as e:
-                raise UserError(f'--experiment {self.path.name}: {_text(holder) or "another run"} writes to {self.path}'
-                                ) from e
-            holder.write_text(f'process {os.getpid()} on {socket.gethostname()}, since '
-                              f'{datetime.now():%Y-%m-%d %H:%M:%S},')
-        try:
+        with exclusive(self.path, self._refusal):
             yield
-        finally:
-            holder.unlink(missing_ok=True)
-            if made and [file.name for file in self.path.iterdir()] == [LOCK]:  # nothing has come of it
-                (self.path / LOCK).unlink()
-                with suppress(OSError):  # not empty: another run is there by now
-                    for folder in made:
-                        folder.rmdir()
-            lock.release()
+
+    def _refusal(self, holder: str) -> str:
+        return f'--experiment {self.path.name}: {holder or "another run"} writes to {self.path}'
 
     # Going on --------------------------------------------------------------------------------------------------------
 
@@ -148,6 +128,8 @@ class RunFolder:
     def _find_newest(self) -> Optional[Path]:
         """The checkpoint that the run has come farthest with, of those that can be read."""
         last = find_last(self.path)
+        if not self._recoveries():
+            return last
         done = completed_epochs(read_checkpoint(str(last), '--resume'), f'--resume {last}') if last else 0
         for path in reversed(self._recoveries()):
             if _position(path) >= (done, 0) and self._is_whole(path):
@@ -292,10 +274,3 @@ class RunFolder:
         self.checkpoints.save(dict(content, summary=row), epoch, (eval_metrics or train_metrics)[self.metric])
         self._drop_recoveries(before=(epoch + 1, 0))
         return row
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ''

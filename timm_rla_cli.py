@@ -21,6 +21,7 @@ COMMANDS = {  # name, also of the module, and what --help says
     'gradcam': 'plot what each block of a network looks at in images',
     'curves': 'plot loss and error of runs',
     'freeze': "make timm's plain network of one that was trained with attention",
+    'detect': 'train, evaluate and use object detectors',
     'reproduce': 'train what a table of the paper needs, and report it',
     'benchmark': 'measure speed and memory of models beside each other',
     'export': 'write a checkpoint as a folder that timm and transformers load',

@@ -11,7 +11,7 @@ from timm.utils.distributed import init_distributed_device_so
 
 from .errors import UserError, blame
 
-__all__ = ['Placement', 'default_device', 'default_workers', 'place']
+__all__ = ['Placement', 'check_device', 'default_device', 'default_workers', 'place']
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +58,16 @@ def default_workers() -> int:
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)
 
 
+def check_device(device: str) -> None:
+    """Complain of a GPU where there is none.
+
+    Raises:
+        UserError: There is none.
+    """
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise UserError(f'--device {device}: PyTorch finds no GPU here; --device cpu runs without one')
+
+
 def place(
         device: str,
         model_dtype: Optional[str] = None,
@@ -78,11 +88,10 @@ def place(
     """
     if amp_dtype and model_dtype not in (None, 'float32'):
         raise UserError(f'--model-dtype {model_dtype}: --amp needs a model in float32')
+    check_device(device)
     if torch.cuda.is_available():  # as timm's scripts
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    elif device.startswith('cuda'):
-        raise UserError(f'--device {device}: PyTorch finds no GPU here; --device cpu runs without one')
     if amp_dtype == 'float16' and device.startswith('cpu'):
         amp_dtype = 'bfloat16'
         _logger.info('--amp: in bfloat16; float16, the default, takes minutes for a step on a CPU')

@@ -37,23 +37,27 @@ RANGES: Dict[str, Range] = {
     **dict.fromkeys((
         'batch_size', 'validation_batch_size', 'num_classes', 'img_size', 'input_size', 'in_chans', 'log_interval',
         'log_freq', 'val_interval', 'checkpoint_hist', 'train_num_samples', 'val_num_samples', 'num_samples', 'recount',
-        'lr_cycle_limit', 'lr_base_size', 'topk', 'jobs',
+        'lr_cycle_limit', 'lr_base_size', 'topk', 'jobs', 'iterations', 'base_batch_size', 'accumulate',
+        'eval_interval', 'checkpoint_interval', 'anchor_sizes', 'roi_size', 'pyramid_channels', 'min_size', 'max_size',
+        'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test', 'rpn_post_nms_top_n_train', 'rpn_post_nms_top_n_test',
+        'rpn_batch_size_per_image', 'box_batch_size_per_image', 'box_detections_per_img',
     ), COUNT),
     **dict.fromkeys((
         'epochs', 'workers', 'start_epoch', 'recovery_interval', 'grad_accum_steps', 'weight_decay', 'layer_decay',
         'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'lr', 'lr_base', 'min_lr', 'warmup_lr', 'warmup_epochs',
         'cooldown_epochs', 'patience_epochs', 'epoch_repeats', 'decay_milestones', 'mixup_off_epoch', 'color_jitter',
         'aug_repeats', 'mixup', 'cutmix', 'bce_pos_weight', 'crop_border_pixels', 'lr_noise_std', 'opt_betas',
-        'lr_noise', 'lr_cycle_decay',
+        'lr_noise', 'lr_cycle_decay', 'milestones', 'warmup_iterations',
     ), NOT_NEGATIVE),
     **dict.fromkeys((
         'decay_epochs', 'decay_rate', 'opt_eps', 'bn_eps', 'clip_grad', 'crop_pct', 'std', 'scale', 'ratio',
-        'lr_cycle_mul', 'lr_k_decay',
+        'lr_cycle_mul', 'lr_k_decay', 'gamma', 'warmup_factor', 'anchor_ratios',
     ), POSITIVE),
     **dict.fromkeys((
         'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'reprob', 'mixup_prob',
         'mixup_switch_prob', 'drop', 'drop_block', 'cutmix_minmax', 'bce_target_thresh', 'lr_noise_pct', 'bn_momentum',
-        'model_ema_decay', 'momentum', 'mean',
+        'model_ema_decay', 'momentum', 'mean', 'box_score_thresh', 'box_nms_thresh', 'box_positive_fraction',
+        'score_thresh',
     ), PROBABILITY),
     **dict.fromkeys(('smoothing', 'drop_path'), FRACTION),
     'seed': Range(0, 2 ** 32 - 2 ** 16),  # NumPy's, and each process adds its rank

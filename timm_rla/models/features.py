@@ -32,4 +32,4 @@ class StageFeatures(FeatureGetterNet):
 
     def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
         """[B, in_chans, H, W] -> feature maps [B, C, H', W'] of the stem and the stages in `out_indices`"""
-        return self.model.run_stages(x, self.out_indices, max(self.out_indices))[1]
+        return self.model.run_stages(x, self.out_indices, max(self.out_indices))[2]

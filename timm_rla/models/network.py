@@ -158,7 +158,7 @@ class RecurrentLayerAttention(nn.Module):
         """
         assert output_fmt in ('NCHW',), 'Output shape must be NCHW.'
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        x, intermediates = self.run_stages(x, take_indices, max_index if stop_early else len(STAGES))
+        x, _, intermediates = self.run_stages(x, take_indices, max_index if stop_early else len(STAGES))
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
@@ -222,7 +222,12 @@ class RecurrentLayerAttention(nn.Module):
         """All before the pooling in front of the first stage: [B, in_chans, H, W] -> [B, C, H', W']"""
         return self.act1(self.bn1(self.conv1(x)))
 
-    def run_stages(self, x: torch.Tensor, take: List[int], last: int) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    def run_stages(
+            self,
+            x: torch.Tensor,
+            take: List[int],
+            last: int,
+    ) -> Tuple[torch.Tensor, Optional[LSTMState], List[torch.Tensor]]:
         """Stem and stages.
 
         Args:
@@ -231,7 +236,8 @@ class RecurrentLayerAttention(nn.Module):
             last: Last stage to run, 1 to 4, or 0 for none.
 
         Returns:
-            Output of the last stage, and the feature maps to take, in the order of the network.
+            Output of the last stage, the state of its last block (None without blocks), and the feature maps to take,
+            in the order of the network.
         """
         taken: List[torch.Tensor] = []
         x = self.stem(x)
@@ -257,7 +263,7 @@ class RecurrentLayerAttention(nn.Module):
             x, state = self.layer4(x, state, step)
             if 4 in take:
                 taken.append(x)
-        return x, taken
+        return x, state, taken
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_chans, H, W] -> [B, C, H / output_stride, W / output_stride]"""

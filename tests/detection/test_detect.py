@@ -1,0 +1,150 @@
+"""The commands on generated images: training, going on, evaluation beside pycocotools, prediction, export."""
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import timm_rla_cli as cli
+
+pytest.importorskip('lightning')
+pytest.importorskip('faster_coco_eval')
+
+COLORS = {3: 'red', 8: 'blue'}
+TRAIN = ['detect', 'train', '--backbone', 'rla_resnet18', '--backbone-kwargs', 'layers=(1,1,1,1)', '--no-frozen-bn',
+         '--min-size', '64', '--max-size', '96', '--pyramid-channels', '16',
+         '--anchor-sizes', '8', '16', '24', '32', '48',
+         '--rpn-post-nms-top-n-train', '40', '--rpn-post-nms-top-n-test', '40', '--box-batch-size-per-image', '16',
+         '--iterations', '6', '--eval-interval', '4', '--checkpoint-interval', '2', '--lr', '0.01', '--workers', '0',
+         '--device', 'cpu', '--seed', '1']
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Coloured boxes on grey, in both orientations; categories with gaps; an image without objects."""
+    root = tmp_path_factory.mktemp('shapes')
+    (root / 'annotations').mkdir(), (root / 'images').mkdir()
+    generator = torch.Generator().manual_seed(0)
+    images, annotations = [], []
+    for i in range(6):
+        width, height = (96, 64) if i % 2 else (64, 96)
+        image = Image.new('RGB', (width, height), 'grey')
+        for category in list(COLORS)[:i % 3]:
+            x, y, w, h = [int(torch.randint(8, 30, (), generator=generator)) for _ in range(4)]
+            ImageDraw.Draw(image).rectangle((x, y, x + w, y + h), fill=COLORS[category])
+            annotations.append(dict(id=len(annotations) + 1, image_id=i + 10, category_id=category,
+                                    bbox=[x, y, w, h], area=w * h, iscrowd=0))
+        image.save(root / 'images' / f'{i}.png')
+        images.append(dict(id=i + 10, file_name=f'{i}.png', width=width, height=height))
+    content = dict(images=images, annotations=annotations,
+                   categories=[dict(id=number, name=name) for number, name in COLORS.items()])
+    for split in 'train', 'val':
+        (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope='module')
+def run(data, tmp_path_factory):
+    """Folder of a whole run."""
+    output = tmp_path_factory.mktemp('runs')
+    assert cli.main([*TRAIN, '--data-dir', str(data), '--output', str(output), '--experiment', 'whole']) == 0
+    return output / 'whole'
+
+
+def weights(folder):
+    return torch.load(folder / 'checkpoint-6.ckpt', weights_only=True)['state_dict']
+
+
+@pytest.mark.parametrize('last', [2, 4])
+def test_going_on_is_bit_for_bit_the_whole_run(data, run, tmp_path, monkeypatch, last):
+    """A run that is killed behind a checkpoint, before or at an evaluation; another number of workers."""
+    from timm_rla.detection.training import Checkpoints
+    save = Checkpoints._save
+
+    def save_and_die(self, trainer):
+        save(self, trainer)
+        if trainer.global_step == last:
+            raise ZeroDivisionError
+
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, '_save', save_and_die)
+        with pytest.raises(ZeroDivisionError):
+            cli.main(arguments)
+    assert (tmp_path / 'cut' / f'checkpoint-{last}.ckpt').is_file()
+    assert cli.main([*arguments, '--resume', 'auto', '--workers', '1']) == 0
+    found, expected = weights(tmp_path / 'cut'), weights(run)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert (tmp_path / 'cut' / 'summary.csv').read_text() == (run / 'summary.csv').read_text()
+
+
+def test_asked_to_stop(data, run, tmp_path, monkeypatch):
+    from timm_rla.detection.training import Lines
+    monkeypatch.setattr(Lines, 'on_train_start', lambda self, trainer, module: signal.raise_signal(signal.SIGTERM))
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']
+    assert cli.main(arguments) == 75
+    assert (tmp_path / 'cut' / 'checkpoint-1.ckpt').is_file()
+    monkeypatch.undo()
+    assert cli.main([*arguments, '--resume', 'auto']) == 0
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / 'cut').values(), weights(run).values()))
+
+
+def test_evaluation_of_a_run_is_that_of_pycocotools(data, run, tmp_path, capsys):
+    coco = pytest.importorskip('pycocotools.coco')
+    from pycocotools.cocoeval import COCOeval
+
+    from timm_rla.detection.evaluation import NUMBERS
+    assert cli.main(['detect', 'eval', '--checkpoint', str(run / 'best.ckpt'), '--data-dir', str(data),
+                     '--workers', '0', '--json', str(tmp_path / 'n.json'), '--results', str(tmp_path / 'r.json'),
+                     '--csv', str(tmp_path / 'n.csv'), '--box-score-thresh', '0.01', '--device', 'cpu']) == 0
+    assert 'AP @[.5, .95], red' in capsys.readouterr().out
+    truth = coco.COCO(str(data / 'annotations' / 'val.json'))
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / 'r.json')), 'bbox')
+    evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+    numbers = json.loads((tmp_path / 'n.json').read_text())
+    expected = dict(zip(NUMBERS, evaluation.stats.tolist()))
+    assert {name: numbers[name] for name in NUMBERS} == pytest.approx(expected, abs=1e-7)  # torchmetrics has float32
+    assert (tmp_path / 'n.csv').read_text().startswith('number,class,value')
+
+
+def test_prediction(data, run, tmp_path, capsys):
+    shutil.copy(data / 'images' / '1.png', tmp_path / 'a.png')
+    (tmp_path / 'b.png').write_bytes(b'nothing')
+    assert cli.main(['detect', 'predict', str(tmp_path / 'a.png'), str(tmp_path / 'b.png'), '--device', 'cpu',
+                     '--checkpoint', str(run / 'checkpoint-6.ckpt'), '--output', str(tmp_path / 'drawn'),
+                     '--score-thresh', '0.05', '--json', str(tmp_path / 'found.json')]) == 2
+    assert 'b.png: cannot be read' in capsys.readouterr().err
+    with Image.open(tmp_path / 'drawn' / '0001-a.png') as drawn:
+        assert drawn.size == (96, 64)
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert {entry['category_id'] for entry in found} <= set(COLORS)
+
+
+def test_export(run, tmp_path):
+    assert cli.main(['detect', 'export', str(tmp_path / 'a.pt'), '--checkpoint', str(run / 'best.ckpt')]) == 0
+    _, found = torch.jit.load(tmp_path / 'a.pt')([torch.rand(3, 64, 96)])
+    assert set(found[0]) == {'boxes', 'labels', 'scores'}
+    assert cli.main(['detect', 'export', str(tmp_path / 'a.txt'), '--checkpoint', str(run / 'best.ckpt')]) == 2
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['detect', 'fly'], 'fly: no such action'),
+    (['detect', 'eval', '--checkpoint', 'no.ckpt', '--data-dir', 'DATA'], '--checkpoint no.ckpt: no such file'),
+    ([*TRAIN, '--data-dir', 'nowhere'], '--data-dir nowhere: no such folder'),
+    ([*TRAIN, '--data-dir', 'DATA', '--backbone', 'resnet81'], "backbone 'resnet81': no such model"),
+    ([*TRAIN, '--data-dir', 'DATA', '--output', 'RUNS', '--experiment', 'whole'], 'holds a run'),
+    ([*TRAIN, '--data-dir', 'DATA', '--output', 'RUNS', '--experiment', 'whole', '--resume', 'auto', '--neck', 'c4'],
+     "of a detector with neck 'fpn', not 'c4'"),
+    ([*TRAIN, '--data-dir', 'DATA', '--iterations', '0'], '--iterations 0'),
+    ([*TRAIN, '--data-dir', 'DATA', '--device', 'cuda:7'], '--device cuda:7'),
+])
+def test_bad_input(data, run, arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    known = {'DATA': str(data), 'RUNS': str(run.parent)}
+    assert cli.main([known.get(argument, argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and 'Traceback' not in error
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,168 @@
+"""The builder: networks, necks, freezing, and the state that enters the last stage of a C4 detector."""
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+from helpers import assert_same
+from torchvision.models.detection import FasterRCNN
+from torchvision.ops import FrozenBatchNorm2d, roi_align
+
+from timm_rla.detection import fasterrcnn
+from timm_rla.ops.lstm import lstm_step_reference
+
+SMALL = dict(min_size=64, max_size=96, rpn_post_nms_top_n_train=20, rpn_post_nms_top_n_test=20,
+             box_batch_size_per_image=8, backbone_kwargs=dict(layers=(1, 1, 1, 1)))
+NOT_ZERO = dict(layers=(1, 1, 1, 1), zero_init_last=False)  # else the attention has nothing to scale
+BACKBONES = ('resnet18', 'seresnet18', 'rla_resnet18', 'rla_seresnet18', 'rla_vector_resnet18')
+IMAGES = [torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0)),
+          torch.rand(3, 80, 64, generator=torch.Generator().manual_seed(1))]
+TARGETS = [dict(boxes=torch.tensor([[10., 10, 60, 50]]), labels=torch.tensor([1])),
+           dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))]
+
+
+def available():
+    import timm
+    return [name for name in BACKBONES if timm.is_model(name)]
+
+
+@pytest.fixture(params=['fpn', 'c4'])
+def neck(request):
+    return request.param
+
+
+@pytest.mark.parametrize('backbone', available())
+def test_trains_and_detects(backbone, neck):
+    """All that is to be trained gets a gradient, also from an image without objects; nothing else does."""
+    torch.manual_seed(0)
+    model = fasterrcnn(backbone, 4, neck, frozen_bn=False, trainable_layers=3, **SMALL)
+    assert type(model) is FasterRCNN
+    sum(model(IMAGES, TARGETS).values()).backward()
+    for name, parameter in model.named_parameters():
+        frozen = any(part in name for part in ('body.conv1', 'body.bn1', 'layer1.')) or '.model.conv1' in name \
+            or '.model.bn1' in name
+        assert parameter.requires_grad != frozen, name
+        assert (parameter.grad is None) == frozen, name
+    found = model.eval()(IMAGES)
+    assert [set(entry) for entry in found] == [{'boxes', 'labels', 'scores'}] * 2
+
+
+@pytest.mark.parametrize('layers', range(6))
+def test_trainable_layers(layers, neck):
+    model = fasterrcnn('rla_resnet18', 4, neck, trainable_layers=layers, **SMALL)
+    outside = ('rpn', 'fpn.', 'box_head', 'box_predictor')
+    trained = {name for name, p in model.named_parameters()
+               if p.requires_grad and not any(part in name for part in outside)}
+    stages = [f'layer{i}' for i in (1, 2, 3, 4)]
+    stages = {stage for stage in [*stages, *(['stage.'] if neck == 'c4' else [])] if any(stage in n for n in trained)}
+    expected = {f'layer{i}' for i in range(5 - min(layers, 4), 5)} if layers else set()
+    if neck == 'c4' and layers:
+        expected = expected - {'layer4'} | {'stage.'}
+    assert stages == expected
+    assert any('lstm' in name for name in trained) == (layers > 0)
+
+
+def test_any_network_with_the_strides():
+    torch.manual_seed(0)
+    for name in ('convnext_atto', 'mobilenetv3_small_050'):
+        model = fasterrcnn(name, 4, min_size=64, max_size=96).eval()
+        assert len(model(IMAGES)) == 2
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(backbone='rla_resnet81'), 'rla_resnet18'),
+    (dict(neck='pan'), 'fpn, c4'),
+    (dict(backbone='vit_tiny_patch16_224'), 'strides 4, 8, 16 and 32'),
+    (dict(backbone='rla_resnet20_cifar', neck='c4'), 'rla_resnet20_cifar'),
+    (dict(backbone='convnext_atto', neck='c4'), 'convnext_atto'),
+    (dict(num_classes=1), 'num_classes 1'),
+    (dict(trainable_layers=6), 'trainable_layers 6'),
+    (dict(anchor_sizes=(32, 64)), 'five'),
+])
+def test_what_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fasterrcnn(**{'backbone': 'rla_resnet18', **arguments})
+
+
+@pytest.fixture(params=['rla_resnet18', 'rla_resnet50'])
+def c4(request):
+    """A detector in float64 whose norms are constants."""
+    torch.manual_seed(0)
+    return fasterrcnn(request.param, 4, 'c4', **dict(SMALL, backbone_kwargs=NOT_ZERO)).double().eval()
+
+
+def test_regions_against_the_network(c4):
+    """Regions by the stages and the naive LSTM step, one region at a time."""
+    backbone, stage = c4.backbone, c4.roi_heads.box_roi_pool
+    x = torch.stack([IMAGES[0], IMAGES[1].transpose(1, 2)]).double()
+    boxes = [torch.tensor([[0., 0, 32, 32], [8, 4, 60, 40]]).double(), torch.tensor([[30., 20, 70, 60]]).double()]
+    maps = backbone(x)
+    assert set(maps) == {'0', 'state'}
+    found = stage(maps, boxes, [(64, 80)] * 2)
+
+    cell = stage.lstm
+    bias = cell.bias_ih + cell.bias_hh
+
+    def step(context, state):
+        return lstm_step_reference(context, state, cell.weight_ih, cell.weight_hh, bias)
+
+    body = backbone.body
+    y, state = body.maxpool(body.stem(x)), None
+    for name in ('layer1', 'layer2', 'layer3'):
+        y, state = getattr(body, name)(y, state, step)
+    assert_same(maps['0'], y, 1e-10)
+    expected = []
+    for i, of_image in enumerate(boxes):
+        for box in of_image:
+            region = roi_align(y[i:i + 1], [box[None]], 7, 1 / 16, sampling_ratio=2)
+            expected.append(stage.stage(region, (state[0][i:i + 1], state[1][i:i + 1]), step)[0])
+    assert_same(found, torch.cat(expected), 1e-9)
+    assert found.shape[2:] == (7, 7)
+
+
+def test_a_region_depends_on_its_own_image_alone(c4):
+    maps = dict(c4.backbone(torch.stack([IMAGES[0], IMAGES[0]]).double()))
+    boxes = [torch.tensor([[0., 0, 32, 32]]).double(), torch.tensor([[8., 4, 60, 40], [0, 0, 20, 20]]).double()]
+    run = c4.roi_heads.box_roi_pool
+    before = run(maps, boxes, [(64, 80)] * 2)
+    changed = maps['state'].clone()
+    changed[1] += 0.5
+    after = run(dict(maps, state=changed), boxes, [(64, 80)] * 2)
+    moved = (after - before).abs().amax((1, 2, 3))
+    assert moved[0] == 0 and (moved[1:] > 1e-6).all()
+
+
+def test_no_regions(c4):
+    maps = c4.backbone(torch.stack([IMAGES[0], IMAGES[0]]).double())
+    none = [torch.zeros(0, 4, dtype=torch.float64)] * 2
+    assert len(c4.roi_heads.box_roi_pool(maps, none, [(64, 80)] * 2)) == 0
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_frozen_batch_norm(training, neck):
+    """Constants compute what batch norms with running statistics do, in both modes, layer attention included."""
+    torch.manual_seed(0)
+    model = fasterrcnn('rla_resnet18', 4, neck, frozen_bn=False, **SMALL).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.weight.data, module.bias.data):
+                tensor.normal_(0.5)
+            module.running_var.uniform_(0.5, 2)
+    torch.manual_seed(0)
+    frozen = fasterrcnn('rla_resnet18', 4, neck, frozen_bn=True, **SMALL).double()
+    frozen.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in frozen.modules())
+    x = torch.stack([IMAGES[0], IMAGES[0].flip(2)]).double()
+    model.eval(), frozen.train(training)
+    assert_same(dict(frozen.backbone(x)), dict(model.backbone(x)), 1e-9)
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit')
+def test_torchscript(neck):
+    """Scripted, it finds the same; of a size at which torchvision's own resizing rounds alike in both."""
+    torch.manual_seed(0)
+    model = fasterrcnn('rla_resnet18', 4, neck, **dict(SMALL, min_size=64, max_size=128)).eval()
+    images = [torch.rand(3, 64, 96)]
+    _, found = torch.jit.script(model)(images)
+    for key, value in model(images)[0].items():
+        assert_same(found[0][key].float(), value.float(), 1e-4)

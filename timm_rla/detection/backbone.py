@@ -1,0 +1,79 @@
+"""Networks of timm as backbones of torchvision's detectors: created, frozen in part, and with a feature pyramid."""
+from collections import OrderedDict
+from typing import Any, Dict, Sequence, Tuple, Union
+
+import torch
+import torch.nn as nn
+from timm.models import create_model
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from ..common.checkpoint import read_checkpoint
+
+__all__ = ['PyramidBackbone', 'create_network', 'freeze_stages']
+
+
+def create_network(name: str, pretrained: Union[bool, str], **kwargs: Any) -> nn.Module:
+    """A network of timm, with the weights of a classification network.
+
+    Args:
+        name: Name of a model.
+        pretrained: True for the weights that timm hosts, a file for those of a checkpoint of classification, also
+            with another number of classes; False for random ones.
+        **kwargs: Further arguments of `timm.create_model`.
+
+    Raises:
+        UserError: The file is no checkpoint.
+        RuntimeError: It is of another network.
+    """
+    if isinstance(pretrained, str):
+        read_checkpoint(pretrained, 'pretrained')  # timm reads it again; of old, with the code in it
+        kwargs['pretrained_cfg_overlay'] = dict(file=pretrained, num_classes=-1)  # -1: whatever the classes are
+    return create_model(name, pretrained=bool(pretrained), **kwargs)
+
+
+def freeze_stages(network: nn.Module, ends: Sequence[str], trainable_layers: int) -> None:
+    """Exclude the first stages of a network from training.
+
+    Args:
+        network: The network, its modules in the order in which they run.
+        ends: Names of the modules that end the stages of strides 4, 8, 16 and 32, as in timm's `feature_info`.
+        trainable_layers: Number of stages that are trained, counted from the last: 0 for none, 4 for all but the stem,
+            5 for all. What runs along all stages, such as the LSTM, is trained as soon as one is.
+    """
+    order = [name for name, _ in network.named_modules()]
+    first, last = zip(*(_span(order, end) for end in ends))
+    for i, module in enumerate(network.modules()):
+        stage = 0 if i < first[0] else 1 + sum(i > end for end in last[:-1])  # 0 is the stem
+        if stage <= len(ends) - trainable_layers:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+
+
+def _span(order: Sequence[str], name: str) -> Tuple[int, int]:
+    """First and last position of a module and all in it; timm's feature extractors prefix names, or join them by _."""
+    found = next(n for n in order if n in (name, name.replace('.', '_', 1)) or n.endswith(f'.{name}'))
+    inside = [i for i, n in enumerate(order) if n == found or n.startswith(f'{found}.')]
+    return inside[0], inside[-1]
+
+
+class PyramidBackbone(nn.Module):
+    """A network of timm with a feature pyramid on its stages of strides 4, 8, 16 and 32.
+
+    Args:
+        body: Returns the feature maps of these stages, made with `features_only=True`.
+        out_channels: Channels of the pyramid.
+    """
+
+    def __init__(self, body: nn.Module, out_channels: int = 256):
+        super().__init__()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels, LastLevelMaxPool())
+        self.out_channels = out_channels
+
+    def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """[B, 3, H, W] -> maps [B, 256, H / s, W / s] by name: '0' to '3' of strides s = 4 to 32, 'pool' of 64"""
+        maps: Dict[str, torch.Tensor] = OrderedDict()
+        for i, features in enumerate(self.body(x)):
+            maps[str(i)] = features
+        return self.fpn(maps)

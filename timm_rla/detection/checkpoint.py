@@ -1,0 +1,123 @@
+"""Detectors from checkpoints of `timm-rla detect train`."""
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+from torchvision.models.detection import FasterRCNN
+
+from ..common.checkpoint import load_weights, read_checkpoint
+from ..common.errors import UserError
+from ..common.networks import _network_class
+from ..common.trained import architecture_arguments, check_sizes
+from .faster_rcnn import NECKS, fasterrcnn
+
+__all__ = ['TrainedDetector', 'checkpoints', 'describe', 'find_last', 'load_detector']
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector, its classes and what makes it anew."""
+    model: FasterRCNN
+    description: Dict[str, Any]
+    names: List[str]  # of labels 1 to K
+    category_ids: List[int]  # of labels 1 to K
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100_000
+
+
+def _each(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and 0 < len(value) <= 10_000 and all(map(check, value))
+
+
+EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of a description
+    'backbone': lambda value: isinstance(value, str) and len(value) < 200 and ':' not in value,
+    'neck': lambda value: isinstance(value, str) and value in NECKS,
+    'frozen_bn': lambda value: isinstance(value, bool),
+    'backbone_kwargs': lambda value: isinstance(value, dict),
+    'names': _each(lambda value: isinstance(value, str)),
+    'category_ids': _each(lambda value: isinstance(value, int)),
+    'anchor_sizes': _each(_is_number),
+    'anchor_ratios': _each(_is_number),
+    'min_size': _each(_is_number),
+    **dict.fromkeys((
+        'roi_size', 'pyramid_channels', 'max_size', 'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test',
+        'rpn_post_nms_top_n_train',
+        'rpn_post_nms_top_n_test', 'rpn_batch_size_per_image', 'box_score_thresh', 'box_nms_thresh',
+        'box_detections_per_img', 'box_batch_size_per_image', 'box_positive_fraction',
+    ), _is_number),
+}
+NOT_OF_THE_MODEL = {'names', 'category_ids'}
+
+
+def load_detector(path: str, option: str = '--checkpoint', device: str = 'cpu', **kwargs: Any) -> TrainedDetector:
+    """A detector in evaluation mode.
+
+    Args:
+        path: Checkpoint of `timm-rla detect train`.
+        option: Option that named it.
+        device: Where it goes.
+        **kwargs: Other values for arguments of `fasterrcnn`, such as `box_score_thresh`.
+
+    Raises:
+        UserError: The file is no such checkpoint, or damaged.
+    """
+    source = f'{option} {path}'
+    checkpoint = read_checkpoint(path, option)
+    description = describe(checkpoint, source)
+    weights = {
+        key.removeprefix('detector.'): value for key, value in checkpoint['state_dict'].items()
+        if key.startswith('detector.')
+    }
+    given = architecture_arguments(description['backbone_kwargs'], _network_class(description['backbone']), source)
+    check_sizes(given, weights, source)
+    arguments = {key: value for key, value in description.items() if key not in NOT_OF_THE_MODEL}
+    arguments.update(backbone_kwargs=given, num_classes=len(description['names']) + 1, **kwargs)
+    try:
+        model = fasterrcnn(**arguments)
+    except (ValueError, TypeError, AssertionError, RuntimeError, LookupError) as e:
+        raise UserError(f'{source}: damaged, {e}') from e
+    load_weights(model, dict(state_dict=weights), source)
+    return TrainedDetector(
+        model.to(device).eval(), description, list(description['names']), list(description['category_ids']))
+
+
+def describe(checkpoint: Dict[str, Any], source: str) -> Dict[str, Any]:
+    """What a checkpoint says of its detector.
+
+    Raises:
+        UserError: It is of no detector, or damaged.
+    """
+    description = checkpoint.get('detector')
+    if not isinstance(description, dict):
+        raise UserError(f'{source}: not of timm-rla detect train; it has no detector')
+    for key in EXPECTED.keys() | description.keys():
+        if key not in EXPECTED or key not in description or not EXPECTED[key](description[key]):
+            raise UserError(f'{source}: damaged, its detector has {reprlib.repr(key)} '
+                            f'{reprlib.repr(description.get(key))}')
+    if len(description['names']) != len(description['category_ids']):
+        raise UserError(f'{source}: damaged, {len(description["names"])} names of '
+                        f'{len(description["category_ids"])} categories')
+    return description
+
+
+def checkpoints(folder: Path) -> List[Path]:
+    """Checkpoints of a run, the newest first."""
+    def iterations(path: Path) -> int:
+        digits = path.stem.rpartition('-')[2]
+        return int(digits) if digits.isdecimal() else -1
+
+    return sorted(folder.glob('checkpoint-*.ckpt'), key=iterations, reverse=True)
+
+
+def find_last(folder: Path) -> Optional[Path]:
+    """The newest checkpoint of a run that can be read; None if there is none."""
+    for path in checkpoints(folder):
+        try:
+            read_checkpoint(str(path), '--resume')
+        except UserError:
+            continue
+        return path
+    return None

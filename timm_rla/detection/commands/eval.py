@@ -1,0 +1,69 @@
+"""`timm-rla detect eval`: the numbers of COCO for a trained detector."""
+import csv
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+from ...common.errors import blame
+from ...common.files import check_writable, replacing
+from ...common.options import OptionParser
+from ...common.table import format_columns
+from ..checkpoint import load_detector
+from ..evaluation import NUMBERS
+from ..options import add_checkpoint_options, add_data_options, read_data
+from ..run import evaluate
+
+__all__ = ['main']
+
+
+def eval_parser() -> OptionParser:
+    parser = OptionParser(
+        prog='timm-rla detect eval', description='The twelve numbers of COCO and the average precision of each class.')
+    add = parser.add_argument
+    add_checkpoint_options(add)
+    add_data_options(add, ('val',))
+    add('--box-score-thresh', type=float, metavar='S', help='another one than in training')
+    add('--json', metavar='FILE', help='write the numbers')
+    add('--csv', metavar='FILE', help='write the numbers, a row for each')
+    add('--results', metavar='FILE', help="write the detections as COCO's result files have them")
+    return parser
+
+
+def main(argv: List[str]) -> None:
+    """Command line."""
+    args = eval_parser().parse_args(argv)
+    for option in ('json', 'csv', 'results'):
+        if getattr(args, option):
+            check_writable(Path(getattr(args, option)), f'--{option}')
+    split = read_data(args, 'val')
+    other = {} if args.box_score_thresh is None else dict(box_score_thresh=args.box_score_thresh)
+    module = evaluate(load_detector(args.checkpoint, **other), split, args)
+    if not module.trainer.is_global_zero:
+        return
+    numbers = module.numbers
+    per_class = {split.names[label - 1]: value for label, value in numbers['per_class'].items()}
+    print(format_columns([
+        *((text, f'{numbers[name]:.4f}') for name, text in NUMBERS.items()),
+        *((f'AP @[.5, .95], {name}', f'{value:.4f}') for name, value in per_class.items()),
+    ], left=1))
+    content = dict({name: numbers[name] for name in NUMBERS}, per_class=per_class)
+    if args.json:
+        _write(Path(args.json), '--json', json.dumps(content, indent=1) + '\n')
+    if args.results:
+        _write(Path(args.results), '--results', json.dumps(module.results))
+    if args.csv:
+        _write_csv(Path(args.csv), content)
+
+
+def _write(path: Path, option: str, text: str) -> None:
+    with blame(f'{option} {path}', OSError), replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def _write_csv(path: Path, content: Dict[str, Any]) -> None:
+    rows = [(name, '', content[name]) for name in NUMBERS]
+    rows += [('map', name, value) for name, value in content['per_class'].items()]
+    with blame(f'--csv {path}', OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+        writer = csv.writer(f)
+        writer.writerow(['number', 'class', 'value'])
+        writer.writerows(rows)

@@ -1,0 +1,97 @@
+"""`timm-rla detect predict IMAGE...`: draw what a trained detector finds in images."""
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes
+
+from ...common.device import check_device
+from ...common.errors import UserError, blame
+from ...common.files import check_writable, replacing
+from ...common.images import find_images
+from ...common.options import OptionParser
+from ...common.progress import Progress
+from ..checkpoint import TrainedDetector, load_detector
+from ..data import read_pixels
+from ..evaluation import coco_results
+from ..options import add_checkpoint_options
+
+__all__ = ['main']
+
+COLORS = ('#e6194b', '#3cb44b', '#4363d8', '#f58231', '#911eb4', '#46f0f0', '#f032e6', '#bcf60c', '#fabebe', '#008080')
+
+
+def predict_parser() -> OptionParser:
+    parser = OptionParser(prog='timm-rla detect predict', description='Draw what a trained detector finds in images.')
+    add = parser.add_argument
+    add('images', nargs='+', metavar='IMAGE', help='image, or a folder with images in it or in its folders')
+    add_checkpoint_options(add)
+    add('--output', default='output/detections', metavar='DIR', help='folder of the drawn images')
+    add('--score-thresh', type=float, default=0.5, metavar='S', help='detections below this score are not drawn')
+    add('--json', metavar='FILE', help="write all detections as COCO's result files have them, with the file names; "
+                                       'image ids count the files from 1')
+    add('--log-freq', type=int, default=10, metavar='N', help='images between log lines')
+    return parser
+
+
+def main(argv: List[str]) -> None:
+    """Command line."""
+    args = predict_parser().parse_args(argv)
+    paths, problems = find_images(args.images, recursive=True)
+    if not paths:
+        raise UserError('; '.join(problems))
+    check_device(args.device)
+    output = Path(args.output)
+    check_writable(output / 'image.png', '--output')
+    if args.json:
+        check_writable(Path(args.json), '--json')
+    detector = load_detector(args.checkpoint, device=args.device)
+    results: List[Dict[str, Any]] = []
+    with torch.inference_mode(), Progress('Predict', len(paths), args.log_freq) as progress:
+        for number, path in enumerate(paths, start=1):
+            try:
+                pixels = read_pixels(path)
+            except UserError as e:
+                problems.append(str(e))  # said at the end, when all other images are done
+                continue
+            found = {key: value.cpu() for key, value in detector.model([pixels.to(args.device)])[0].items()}
+            results += [dict(entry, file_name=str(path))
+                        for entry in coco_results([found], [number], detector.category_ids)]
+            with blame(f'--output {output}', OSError):
+                drawn = draw(pixels, found, detector, args.score_thresh)
+                with replacing(output / f'{number:04}-{path.stem}.png') as temporary:
+                    to_pil_image(drawn).save(temporary, format='PNG')
+            progress.update(1)
+    if args.json:
+        with blame(f'--json {args.json}', OSError), replacing(Path(args.json)) as temporary:
+            temporary.write_text(json.dumps(results))
+    print(f'{len(results)} detections in {len(paths)} images; those from {args.score_thresh:g} on drawn in {output}')
+    if problems:
+        raise UserError('; '.join(problems))
+
+
+def draw(
+        pixels: torch.Tensor,
+        found: Dict[str, torch.Tensor],
+        detector: TrainedDetector,
+        threshold: float,
+) -> torch.Tensor:
+    """An image with boxes, names and scores.
+
+    Args:
+        pixels: [3, H, W] in [0, 1].
+        found: As a detector of torchvision returns it.
+        detector: What found it.
+        threshold: Least score that is drawn.
+
+    Returns:
+        [3, H, W], uint8.
+    """
+    image = (pixels * 255).round().to(torch.uint8)
+    keep = found['scores'] >= threshold
+    labels = found['labels'][keep].tolist()
+    texts = [f'{detector.names[label - 1]} {score:.2f}' for label, score in zip(labels, found['scores'][keep].tolist())]
+    colors = [COLORS[label % len(COLORS)] for label in labels]
+    return draw_bounding_boxes(image, found['boxes'][keep], texts, colors, width=2) if labels else image

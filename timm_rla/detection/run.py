@@ -1,0 +1,218 @@
+"""A training run of a detector in its folder, and the evaluation of a trained one."""
+import argparse
+import logging
+import os
+import sys
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torchvision.models.detection import FasterRCNN
+
+from ..common.checkpoint import read_checkpoint
+from ..common.device import check_device
+from ..common.errors import UserError, blame
+from ..common.files import replacing
+from ..common.lock import exclusive
+from ..common.stopping import StopRequest
+from ..common.summary import trim_summary
+from .checkpoint import TrainedDetector, describe, find_last
+from .coco import CocoSplit, describe_split
+from .data import DetectionData, training_boxes
+from .faster_rcnn import fasterrcnn
+from .options import detector_arguments, read_data, schedule
+from .training import CheckpointFiles, Checkpoints, Detection, Lines, StopOnRequest
+
+__all__ = ['evaluate', 'train']
+
+_logger = logging.getLogger(__name__)
+
+
+def _processes() -> int:
+    return int(os.environ.get('WORLD_SIZE', 1))  # of torchrun
+
+
+def _trainer(device: str, **kwargs: Any) -> pl.Trainer:
+    """A trainer on a device, with all the processes of torchrun."""
+    check_device(device)
+    logging.getLogger('lightning.pytorch').setLevel(logging.WARNING)
+    for message in (
+            'Checkpoint directory .* exists', r'.isinstance\(treespec, LeafSpec\)', '.*does not have many workers',
+            '.*resuming from a checkpoint that ended before the epoch'):
+        warnings.filterwarnings('ignore', message)
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    index = torch.device(device).index
+    return pl.Trainer(
+        accelerator='gpu' if device.startswith('cuda') else 'cpu',
+        devices=[index] if index is not None else local,
+        num_nodes=max(1, _processes() // local),
+        strategy='ddp' if _processes() > 1 else 'auto',
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        **kwargs,
+    )
+
+
+def build_detector(args: argparse.Namespace, num_classes: int) -> FasterRCNN:
+    """The detector that the options describe.
+
+    Raises:
+        UserError: A value that it does not take, or a file that does not fit.
+    """
+    pretrained = args.pretrained_path or args.pretrained
+    with blame(f'--backbone {args.backbone}', ValueError, RuntimeError, OSError, LookupError):
+        return fasterrcnn(num_classes=num_classes, pretrained=pretrained, trainable_layers=args.trainable_layers,
+                          **detector_arguments(args))
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Train as the options say.
+
+    Args:
+        args: As from `train_parser` and `parse`.
+
+    Returns:
+        Folder of the run.
+
+    Raises:
+        UserError: Bad input; nothing has been written then.
+    """
+    splits = {split: read_data(args, split) for split in ('train', 'val')}
+    if splits['train'].names != splits['val'].names or splits['train'].category_ids != splits['val'].category_ids:
+        raise UserError('categories of the two splits differ: ' + ' and '.join(
+            ', '.join(f'{number} {name}' for number, name in zip(split.category_ids, split.names))
+            for split in splits.values()))
+    check_device(args.device)
+    torch.manual_seed(args.seed)
+    names, ids = splits['train'].names, splits['train'].category_ids
+    detector = build_detector(args, len(names) + 1)
+    description = dict(detector_arguments(args), names=names, category_ids=ids)
+    batch_size = args.batch_size * args.accumulate * _processes()
+    plan = schedule(args, batch_size)
+    folder = Path(args.output) / (args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{args.backbone}-{args.neck}')
+    module = Detection(detector, description, plan, names, ids, args.seed, folder)
+    data = DetectionData(
+        splits['train'], splits['val'], args.batch_size, args.workers, args.seed, args.hflip, args.skip_unreadable)
+    if int(os.environ.get('RANK', 0)):
+        _fit(args, module, data, folder)
+        return folder
+    _describe(splits, detector, plan, batch_size, args)
+    with exclusive(folder, lambda holder: f'--experiment {folder}: another run writes here ({holder})'):
+        _fit(args, module, data, folder)
+    return folder
+
+
+def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN, plan: Any, batch_size: int, args: Any) -> None:
+    left_out = sum(len(entry.labels) - len(training_boxes(entry)[1]) for entry in splits['train'].images)
+    _logger.info(describe_split('train', splits['train'], left_out))
+    _logger.info(describe_split('val', splits['val']))
+    count = sum(p.numel() for p in detector.parameters())
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    _logger.info(f'Faster R-CNN, {args.neck}, {args.backbone}: {count:,} parameters, {trained:,} trained')
+    _logger.info(f'{batch_size} images per iteration, {plan}')
+
+
+def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, Any]) -> Optional[Path]:
+    """The checkpoint to go on from.
+
+    Raises:
+        UserError: It cannot be read or is of another detector, or the folder holds a run and nothing says to go on.
+    """
+    if not args.resume:
+        if any(folder.glob('*.ckpt')):
+            raise UserError(f'--experiment {folder}: holds a run; --resume auto goes on with it')
+        return None
+    path = find_last(folder) if args.resume == 'auto' else Path(args.resume)
+    if path is None:
+        if any(folder.glob('*.ckpt')):
+            raise UserError(f'--resume auto: no checkpoint in {folder} can be read')
+        return None
+    found = describe(read_checkpoint(str(path), '--resume'), f'--resume {path}')
+    for key, value in description.items():
+        if found[key] != value:
+            raise UserError(f'--resume {path}: of a detector with {key} {found[key]!r}, not {value!r}')
+    return path
+
+
+def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path) -> None:
+    checkpoint = _checkpoint(args, folder, module.description)
+    plan = module.schedule
+    with StopRequest() as stop:
+        callbacks: List[pl.Callback] = [
+            Lines(args.log_interval),
+            Checkpoints(folder, args.checkpoint_interval, args.eval_interval),
+            ModelCheckpoint(folder, 'best', monitor='map', mode='max', auto_insert_metric_name=False,
+                            enable_version_counter=False),
+            StopOnRequest(stop, folder, args.eval_interval),
+        ]
+        if args.model_ema:
+            callbacks.append(EMAWeightAveraging(decay=args.model_ema_decay))
+        trainer = _trainer(
+            args.device,
+            max_steps=plan.iterations,
+            max_epochs=1,  # of as many batches as there are iterations
+            val_check_interval=args.eval_interval * args.accumulate,
+            check_val_every_n_epoch=None,
+            accumulate_grad_batches=args.accumulate,
+            gradient_clip_val=args.clip_grad,
+            precision={'float16': '16-mixed', 'bfloat16': 'bf16-mixed'}[args.amp_dtype] if args.amp else '32-true',
+            log_every_n_steps=min(args.log_interval, plan.iterations * args.accumulate),
+            logger=_loggers(args, folder),
+            callbacks=callbacks,
+            plugins=[CheckpointFiles()],
+            default_root_dir=folder,
+        )
+        if trainer.is_global_zero:
+            _open(folder, args, checkpoint)
+        trainer.fit(module, data, ckpt_path=checkpoint)
+        if trainer.global_step % args.eval_interval:
+            trainer.validate(module, data, verbose=False)
+
+
+def _loggers(args: argparse.Namespace, folder: Path) -> List[Any]:
+    loggers: List[Any] = [CSVLogger(folder, name='logs')]
+    if args.log_tensorboard:
+        loggers.append(TensorBoardLogger(folder, name='tensorboard', version=''))
+    return loggers
+
+
+def _open(folder: Path, args: argparse.Namespace, checkpoint: Optional[Path]) -> None:
+    """Begin to write, or bring a run into the state of its checkpoint."""
+    with blame(str(folder), OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / 'args.yaml') as temporary:
+            temporary.write_text(yaml.safe_dump(vars(args)))
+    if checkpoint is not None:
+        step = read_checkpoint(str(checkpoint), '--resume')['global_step']
+        trim_summary(folder, step + 1)  # the evaluation of that step came before its checkpoint
+        _logger.info(f'Going on from {checkpoint}, after {step} iterations')
+
+
+def evaluate(detector: TrainedDetector, split: CocoSplit, args: argparse.Namespace) -> Detection:
+    """The numbers of COCO for a detector.
+
+    Args:
+        detector: As from `load_detector`.
+        split: Images with the categories of its training.
+        args: Options.
+
+    Returns:
+        Module with `numbers` and, of this process, `results`.
+    """
+    if split.names != detector.names:
+        raise UserError(f'--checkpoint {args.checkpoint}: its classes are {", ".join(detector.names)}, '
+                        f'those of the data {", ".join(split.names)}')
+    module = Detection(detector.model, detector.description, names=split.names, category_ids=split.category_ids)
+    module.keep_results = True
+    data = DetectionData(None, split, args.batch_size, args.workers, skip_unreadable=args.skip_unreadable)
+    trainer = _trainer(args.device, logger=False, enable_checkpointing=False, callbacks=[Lines(1)])
+    trainer.validate(module, data, verbose=False)
+    return module

@@ -2,12 +2,14 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn as nn
 from helpers import assert_same
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d, roi_align
 
+from timm_rla.common.errors import UserError
 from timm_rla.detection import fasterrcnn
 from timm_rla.ops.lstm import lstm_step_reference
 
@@ -21,17 +23,12 @@ TARGETS = [dict(boxes=torch.tensor([[10., 10, 60, 50]]), labels=torch.tensor([1]
            dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))]
 
 
-def available():
-    import timm
-    return [name for name in BACKBONES if timm.is_model(name)]
-
-
 @pytest.fixture(params=['fpn', 'c4'])
 def neck(request):
     return request.param
 
 
-@pytest.mark.parametrize('backbone', available())
+@pytest.mark.parametrize('backbone', BACKBONES)
 def test_trains_and_detects(backbone, neck):
     """All that is to be trained gets a gradient, also from an image without objects; nothing else does."""
     torch.manual_seed(0)
@@ -67,6 +64,27 @@ def test_any_network_with_the_strides():
     for name in ('convnext_atto', 'mobilenetv3_small_050'):
         model = fasterrcnn(name, 4, min_size=64, max_size=96).eval()
         assert len(model(IMAGES)) == 2
+
+
+def test_weights_of_a_checkpoint_of_classification(neck, tmp_path):
+    """Every weight but the classifier's, of a network with another number of classes."""
+    small = dict(layers=(1, 1, 1, 1))
+    trained = timm.create_model('rla_resnet18', num_classes=10, **small).state_dict()
+    torch.save(dict(state_dict=trained), tmp_path / 'last.pth.tar')
+    model = fasterrcnn('rla_resnet18', 4, neck, pretrained=str(tmp_path / 'last.pth.tar'), frozen_bn=False, **SMALL)
+    found = model.state_dict()
+    prefix = 'backbone.body.' if neck == 'c4' else 'backbone.body.model.'
+    for name, value in trained.items():
+        if name.startswith('layer4') and neck == 'c4':
+            assert torch.equal(found['roi_heads.box_roi_pool.stage' + name.removeprefix('layer4')], value)
+        elif not name.startswith('fc.'):
+            assert torch.equal(found[prefix + name], value)
+    assert not model.backbone.body.get_parameter(prefix.removeprefix('backbone.body.') + 'layer1.0.conv1.weight'
+                                                 ).requires_grad
+
+    (tmp_path / 'last.pth.tar').write_bytes(b'nothing')
+    with pytest.raises(UserError, match='no checkpoint'):
+        fasterrcnn('rla_resnet18', 4, neck, pretrained=str(tmp_path / 'last.pth.tar'), **SMALL)
 
 
 @pytest.mark.parametrize('arguments, message', [

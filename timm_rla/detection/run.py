@@ -41,7 +41,8 @@ def _processes() -> int:
 def _trainer(device: str, **kwargs: Any) -> pl.Trainer:
     """A trainer on a device, with all the processes of torchrun."""
     check_device(device)
-    logging.getLogger('lightning.pytorch').setLevel(logging.WARNING)
+    for name in ('lightning.pytorch', 'lightning.fabric'):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
             'Checkpoint directory .* exists', r'.isinstance\(treespec, LeafSpec\)', '.*does not have many workers',
             '.*resuming from a checkpoint that ended before the epoch'):

@@ -1,6 +1,4 @@
-"""Recipes under train_configs/: every key is an option, every value not its default, every part can be built."""
-from pathlib import Path
-
+"""Recipes of classification: every key is an option, every value not its default, every part can be built."""
 import pytest
 import timm
 import torch
@@ -10,9 +8,10 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from timm_rla.common.networks import NetworkSpec
 from timm_rla.common.options import input_spec, parse
+from timm_rla.common.recipes import recipes
 from timm_rla.train.options import train_parser
 
-CONFIGS = sorted((Path(__file__).parents[2] / 'train_configs').glob('*.yaml'))
+CONFIGS = list(recipes('train').values())
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

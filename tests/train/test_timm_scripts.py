@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from timm_rla.common.options import parse
+from timm_rla.common.recipes import recipes
 from timm_rla.train.options import UNSUPPORTED, train_parser
 
 CHECKOUT = Path(os.environ.get('TIMM_CHECKOUT', ''))
@@ -105,7 +106,7 @@ def test_options_are_those_of_timm():
     assert {name: value for name, value in theirs.items() if name not in ours} == UNSUPPORTED
 
 
-CONFIGS = sorted((Path(__file__).parents[2] / 'train_configs').glob('*.yaml'))
+CONFIGS = list(recipes('train').values())
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

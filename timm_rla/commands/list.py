@@ -37,8 +37,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     weights = ['--pretrained', *(_weights(name, whole=len(found) == 1) for name in found)]
     for line, text in zip(format_columns(rows, left=1).splitlines(), weights):
         print(f'{line}  {text}')
-    print('\nrecipes, for timm-rla train --config NAME')
-    print(format_columns([(name, describe_recipe(path)) for name, path in recipes().items()], left=2))
+    for command in ('train', 'detect train'):
+        print(f'\nrecipes, for timm-rla {command} --config NAME')
+        print(format_columns([(name, describe_recipe(path)) for name, path in recipes(command).items()], left=2))
 
 
 def _numbers(name: str) -> Tuple[str, ...]:

@@ -80,6 +80,17 @@ def test_going_on_is_bit_for_bit_the_whole_run(data, run, tmp_path, monkeypatch,
     assert (tmp_path / 'cut' / 'summary.csv').read_text() == (run / 'summary.csv').read_text()
 
 
+@pytest.mark.parametrize('iterations', ['2', '5'])
+def test_the_end_is_evaluated(data, tmp_path, iterations):
+    """Also of a run that is shorter than the interval of evaluations, or no multiple of it."""
+    assert cli.main([*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'short',
+                     '--iterations', iterations]) == 0
+    *_, last = (tmp_path / 'short' / 'summary.csv').read_text().splitlines()
+    assert last.startswith(f'{iterations},')
+    for name in 'best', f'checkpoint-{iterations}':
+        assert (tmp_path / 'short' / f'{name}.ckpt').is_file()
+
+
 def test_asked_to_stop(data, run, tmp_path, monkeypatch):
     from timm_rla.detection.training import Lines
     monkeypatch.setattr(Lines, 'on_train_start', lambda self, trainer, module: signal.raise_signal(signal.SIGTERM))

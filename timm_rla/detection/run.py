@@ -146,13 +146,15 @@ def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, A
 def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path) -> None:
     checkpoint = _checkpoint(args, folder, module.description)
     plan = module.schedule
+    eval_interval = min(args.eval_interval, plan.iterations)
+    best = ModelCheckpoint(folder, 'best', monitor='map', mode='max', auto_insert_metric_name=False,
+                           enable_version_counter=False)
     with StopRequest() as stop:
         callbacks: List[pl.Callback] = [
             Lines(args.log_interval),
-            Checkpoints(folder, args.checkpoint_interval, args.eval_interval),
-            ModelCheckpoint(folder, 'best', monitor='map', mode='max', auto_insert_metric_name=False,
-                            enable_version_counter=False),
-            StopOnRequest(stop, folder, args.eval_interval),
+            Checkpoints(folder, args.checkpoint_interval, eval_interval),
+            best,
+            StopOnRequest(stop, folder, eval_interval),
         ]
         if args.model_ema:
             callbacks.append(EMAWeightAveraging(decay=args.model_ema_decay))
@@ -160,7 +162,7 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
             args.device,
             max_steps=plan.iterations,
             max_epochs=1,  # of as many batches as there are iterations
-            val_check_interval=args.eval_interval * args.accumulate,
+            val_check_interval=eval_interval * args.accumulate,
             check_val_every_n_epoch=None,
             accumulate_grad_batches=args.accumulate,
             gradient_clip_val=args.clip_grad,
@@ -174,8 +176,13 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
         if trainer.is_global_zero:
             _open(folder, args, checkpoint)
         trainer.fit(module, data, ckpt_path=checkpoint)
-        if trainer.global_step % args.eval_interval:
+        if trainer.global_step % eval_interval:
             trainer.validate(module, data, verbose=False)
+            if best.best_model_score is None or module.numbers['map'] > best.best_model_score:
+                trainer.save_checkpoint(folder / 'best.ckpt')
+    if trainer.is_global_zero and module.numbers:
+        _logger.info(f'Finished: mAP@.5 {module.numbers["map_50"]:.4f}, mAP@[.5,.95] {module.numbers["map"]:.4f}; '
+                     f'{folder / "best.ckpt"} is the best checkpoint')
 
 
 def _loggers(args: argparse.Namespace, folder: Path) -> List[Any]:
@@ -214,6 +221,6 @@ def evaluate(detector: TrainedDetector, split: CocoSplit, args: argparse.Namespa
     module = Detection(detector.model, detector.description, names=split.names, category_ids=split.category_ids)
     module.keep_results = True
     data = DetectionData(None, split, args.batch_size, args.workers, skip_unreadable=args.skip_unreadable)
-    trainer = _trainer(args.device, logger=False, enable_checkpointing=False, callbacks=[Lines(1)])
+    trainer = _trainer(args.device, logger=False, enable_checkpointing=False, callbacks=[Lines(10)])
     trainer.validate(module, data, verbose=False)
     return module

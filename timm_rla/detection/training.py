@@ -119,6 +119,7 @@ class Detection(pl.LightningModule):
         self.losses: Dict[str, torch.Tensor] = {}  # sums since the last evaluation, and `count`
         self.results: List[Dict[str, Any]] = []  # of the last evaluation in this process, as COCO has them
         self.keep_results = False
+        self.numbers: Dict[str, Any] = {}  # of the last evaluation
 
     def configure_optimizers(self) -> Dict[str, Any]:
         optimizer, scheduler = self.schedule.optimizer(self.detector)
@@ -276,7 +277,7 @@ class Lines(pl.Callback):
     """Progress in a log: iteration, losses, speed and the time that is left.
 
     Args:
-        interval: Iterations between lines.
+        interval: Iterations between lines, and batches of an evaluation.
     """
 
     def __init__(self, interval: int):
@@ -296,8 +297,14 @@ class Lines(pl.Callback):
         _logger.info(f'Train [{step}/{trainer.max_steps}]  {images / seconds:.1f} img/s  {left} left  '
                      f'loss {float(trainer.callback_metrics["loss"]):.3f}')
 
+    def on_validation_batch_end(
+            self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+            dataloader_idx: int = 0) -> None:
+        if trainer.is_global_zero and (batch_idx + 1) % self.interval == 0:
+            _logger.info(f'Evaluate [{batch_idx + 1}/{trainer.num_val_batches[0]}]')
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
             numbers = pl_module.numbers
             _logger.info(f'Iteration {trainer.global_step}: mAP@.5 {numbers["map_50"]:.4f}, '
                          f'mAP@[.5,.95] {numbers["map"]:.4f}')

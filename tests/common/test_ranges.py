@@ -40,7 +40,7 @@ def test_another_type(tmp_path, name, value):
         parse(train_parser(), ['--config', str(path)])
 
 
-@pytest.mark.parametrize('recipe', recipes())
+@pytest.mark.parametrize('recipe', recipes('train'))
 def test_recipes_are_in_range(recipe):
     parse(train_parser(), ['--config', recipe])
 

@@ -17,7 +17,8 @@ from .errors import UserError, blame, closest
 from .trained import architecture_arguments, check_sizes, training_options
 
 __all__ = [
-    'InputSpec', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network', 'restore_network',
+    'InputSpec', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network', 'network_class',
+    'restore_network',
     'saved_arguments', 'trained_spec',
 ]
 
@@ -191,7 +192,7 @@ def trained_spec(spec: NetworkSpec, checkpoint: Dict[str, Any], source: str) -> 
                         'options of its input say what it is')
     given = trained.get('model_kwargs') or {}
     if given:
-        given = architecture_arguments(given, _network_class(name), source)
+        given = architecture_arguments(given, network_class(name), source)
         check_sizes(given, checkpoint['state_dict'], source)
     return spec.completed({**trained, 'model_kwargs': given})
 
@@ -208,7 +209,7 @@ def saved_arguments(name: str) -> Dict[str, Any]:
         return dict(load(location)[2] or {})
 
 
-def _network_class(name: str) -> Type[nn.Module]:
+def network_class(name: str) -> Type[nn.Module]:
     """Class of a registered model."""
     try:
         with torch.device('meta'):

@@ -8,7 +8,7 @@ from torchvision.models.detection import FasterRCNN
 
 from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.errors import UserError
-from ..common.networks import _network_class
+from ..common.networks import network_class
 from ..common.trained import architecture_arguments, check_sizes
 from .faster_rcnn import NECKS, fasterrcnn
 
@@ -71,7 +71,7 @@ def load_detector(path: str, option: str = '--checkpoint', device: str = 'cpu', 
         key.removeprefix('detector.'): value for key, value in checkpoint['state_dict'].items()
         if key.startswith('detector.')
     }
-    given = architecture_arguments(description['backbone_kwargs'], _network_class(description['backbone']), source)
+    given = architecture_arguments(description['backbone_kwargs'], network_class(description['backbone']), source)
     check_sizes(given, weights, source)
     arguments = {key: value for key, value in description.items() if key not in NOT_OF_THE_MODEL}
     arguments.update(backbone_kwargs=given, num_classes=len(description['names']) + 1, **kwargs)

@@ -41,6 +41,17 @@ def _read(entry: ImageEntry) -> torch.Tensor:
     return pixels
 
 
+def _read_or_skip(entry: ImageEntry, skip: bool, instead: str) -> Optional[torch.Tensor]:
+    """Pixels of an image; None, which is said, of one that cannot be read, if such are to be skipped."""
+    try:
+        return _read(entry)
+    except UserError as e:
+        if not skip:
+            raise UserError(f'{e}; --skip-unreadable goes on without it') from e
+        _logger.warning(f'{e}; {instead}')
+        return None
+
+
 def training_boxes(entry: ImageEntry) -> Tuple[torch.Tensor, torch.Tensor]:
     """What is learned of an image: boxes [K, 4] as (x1, y1, x2, y2), the part in the image, and labels [K].
 
@@ -72,13 +83,9 @@ class TrainingImages(Dataset):
         number, seed = index
         for offset in range(len(self.images)):
             entry = self.images[(number + offset) % len(self.images)]
-            try:
-                pixels = _read(entry)
+            pixels = _read_or_skip(entry, self.skip_unreadable, 'another image is taken')
+            if pixels is not None:
                 break
-            except UserError as e:
-                if not self.skip_unreadable:
-                    raise UserError(f'{e}; --skip-unreadable goes on without it') from e
-                _logger.warning(f'{e}; another image is taken')
         else:
             raise UserError('no image can be read')
         boxes, labels = training_boxes(entry)
@@ -100,12 +107,8 @@ class EvaluationImages(Dataset):
 
     def __getitem__(self, index: int) -> Optional[Sample]:
         entry = self.images[index]
-        try:
-            pixels = _read(entry)
-        except UserError as e:
-            if not self.skip_unreadable:
-                raise UserError(f'{e}; --skip-unreadable goes on without it') from e
-            _logger.warning(f'{e}; left out')
+        pixels = _read_or_skip(entry, self.skip_unreadable, 'left out')
+        if pixels is None:
             return None
         return pixels, dict(id=entry.id, boxes=entry.boxes, labels=entry.labels, iscrowd=entry.crowd.long(),
                             area=entry.area)

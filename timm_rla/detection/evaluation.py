@@ -6,7 +6,7 @@ import torch
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_convert
 
-__all__ = ['NUMBERS', 'CocoMetric', 'coco_results']
+__all__ = ['NUMBERS', 'CocoMetric', 'by_class_name', 'coco_results']
 
 NUMBERS = {  # of torchmetrics, and what pycocotools prints
     'map': 'AP @[.5, .95]',
@@ -58,6 +58,16 @@ class CocoMetric(MeanAveragePrecision):
             **{name: float(values[name]) for name in NUMBERS},
             'per_class': dict(zip(labels, values['map_per_class'].reshape(-1).tolist())),
         }
+
+
+def by_class_name(numbers: Dict[str, Any], names: Sequence[str]) -> Dict[str, Any]:
+    """The same numbers, `per_class` by name.
+
+    Args:
+        numbers: As from `CocoMetric.numbers`.
+        names: Of labels 1 to K.
+    """
+    return dict(numbers, per_class={names[label - 1]: value for label, value in numbers['per_class'].items()})
 
 
 def coco_results(

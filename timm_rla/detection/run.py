@@ -6,7 +6,7 @@ import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import lightning.pytorch as pl
 import torch
@@ -99,7 +99,7 @@ def train(args: argparse.Namespace) -> Path:
     batch_size = args.batch_size * args.accumulate * _processes()
     plan = schedule(args, batch_size)
     folder = Path(args.output) / (args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{args.backbone}-{args.neck}')
-    module = Detection(detector, description, plan, names, ids, args.seed, folder)
+    module = Detection(detector, description, plan, args.seed, folder)
     data = DetectionData(
         splits['train'], splits['val'], args.batch_size, args.workers, args.seed, args.hflip, args.skip_unreadable)
     if int(os.environ.get('RANK', 0)):
@@ -121,8 +121,8 @@ def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN, plan: Any, bat
     _logger.info(f'{batch_size} images per iteration, {plan}')
 
 
-def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, Any]) -> Optional[Path]:
-    """The checkpoint to go on from.
+def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, Any]) -> Tuple[Optional[Path], int]:
+    """The checkpoint to go on from, and the iterations before it.
 
     Raises:
         UserError: It cannot be read or is of another detector, or the folder holds a run and nothing says to go on.
@@ -130,21 +130,22 @@ def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, A
     if not args.resume:
         if any(folder.glob('*.ckpt')):
             raise UserError(f'--experiment {folder}: holds a run; --resume auto goes on with it')
-        return None
+        return None, 0
     path = find_last(folder) if args.resume == 'auto' else Path(args.resume)
     if path is None:
         if any(folder.glob('*.ckpt')):
             raise UserError(f'--resume auto: no checkpoint in {folder} can be read')
-        return None
-    found = describe(read_checkpoint(str(path), '--resume'), f'--resume {path}')
+        return None, 0
+    checkpoint = read_checkpoint(str(path), '--resume')
+    found = describe(checkpoint, f'--resume {path}')
     for key, value in description.items():
         if found[key] != value:
             raise UserError(f'--resume {path}: of a detector with {key} {found[key]!r}, not {value!r}')
-    return path
+    return path, checkpoint['global_step']
 
 
 def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path) -> None:
-    checkpoint = _checkpoint(args, folder, module.description)
+    checkpoint, step = _checkpoint(args, folder, module.description)
     plan = module.schedule
     eval_interval = min(args.eval_interval, plan.iterations)
     best = ModelCheckpoint(folder, 'best', monitor='map', mode='max', auto_insert_metric_name=False,
@@ -174,7 +175,7 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
             default_root_dir=folder,
         )
         if trainer.is_global_zero:
-            _open(folder, args, checkpoint)
+            _open(folder, args, checkpoint, step)
         trainer.fit(module, data, ckpt_path=checkpoint)
         if trainer.global_step % eval_interval:
             trainer.validate(module, data, verbose=False)
@@ -192,14 +193,13 @@ def _loggers(args: argparse.Namespace, folder: Path) -> List[Any]:
     return loggers
 
 
-def _open(folder: Path, args: argparse.Namespace, checkpoint: Optional[Path]) -> None:
+def _open(folder: Path, args: argparse.Namespace, checkpoint: Optional[Path], step: int) -> None:
     """Begin to write, or bring a run into the state of its checkpoint."""
     with blame(str(folder), OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / 'args.yaml') as temporary:
             temporary.write_text(yaml.safe_dump(vars(args)))
     if checkpoint is not None:
-        step = read_checkpoint(str(checkpoint), '--resume')['global_step']
         trim_summary(folder, step + 1)  # the evaluation of that step came before its checkpoint
         _logger.info(f'Going on from {checkpoint}, after {step} iterations')
 
@@ -218,7 +218,7 @@ def evaluate(detector: TrainedDetector, split: CocoSplit, args: argparse.Namespa
     if split.names != detector.names:
         raise UserError(f'--checkpoint {args.checkpoint}: its classes are {", ".join(detector.names)}, '
                         f'those of the data {", ".join(split.names)}')
-    module = Detection(detector.model, detector.description, names=split.names, category_ids=split.category_ids)
+    module = Detection(detector.model, dict(detector.description, category_ids=split.category_ids))
     module.keep_results = True
     data = DetectionData(None, split, args.batch_size, args.workers, skip_unreadable=args.skip_unreadable)
     trainer = _trainer(args.device, logger=False, enable_checkpointing=False, callbacks=[Lines(10)])

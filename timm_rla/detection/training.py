@@ -22,7 +22,7 @@ from ..common.files import replacing
 from ..common.stopping import Stopped, StopRequest
 from ..common.summary import write_row
 from .checkpoint import checkpoints
-from .evaluation import NUMBERS, CocoMetric, coco_results
+from .evaluation import NUMBERS, CocoMetric, by_class_name, coco_results
 
 __all__ = ['CheckpointFiles', 'Checkpoints', 'Detection', 'Lines', 'Schedule', 'StopOnRequest']
 
@@ -89,10 +89,9 @@ class Detection(pl.LightningModule):
 
     Args:
         detector: As `fasterrcnn` returns it.
-        description: What makes it anew: goes into checkpoints as `detector`.
+        description: What makes it anew, with `names` and `category_ids` of labels 1 to K: goes into checkpoints as
+            `detector`.
         schedule: Optimizer and learning rate; None for evaluation alone.
-        names: Classes of labels 1 to K.
-        category_ids: Their ids in the file of annotations.
         seed: Of random numbers.
         folder: Where evaluations are written; None for nowhere.
     """
@@ -102,8 +101,6 @@ class Detection(pl.LightningModule):
             detector: FasterRCNN,
             description: Dict[str, Any],
             schedule: Optional[Schedule] = None,
-            names: Sequence[str] = (),
-            category_ids: Sequence[int] = (),
             seed: int = 0,
             folder: Optional[Path] = None,
     ):
@@ -111,8 +108,6 @@ class Detection(pl.LightningModule):
         self.detector = detector
         self.description = description
         self.schedule = schedule
-        self.names = names
-        self.category_ids = category_ids
         self.seed = seed
         self.folder = folder
         self.metric = CocoMetric()
@@ -150,7 +145,8 @@ class Detection(pl.LightningModule):
                       for found in self.detector(images)]
         self.metric.add(detections, targets)
         if self.keep_results:
-            self.results += coco_results(detections, [target['id'] for target in targets], self.category_ids)
+            self.results += coco_results(detections, [target['id'] for target in targets],
+                                         self.description['category_ids'])
 
     def on_validation_epoch_start(self) -> None:
         self.metric.reset()
@@ -173,8 +169,7 @@ class Detection(pl.LightningModule):
         row['lr'] = self.optimizers().param_groups[0]['lr']
         self.losses = {}
         write_row(self.folder, row)
-        per_class = {self.names[label - 1]: value for label, value in numbers['per_class'].items()}
-        content = dict(iteration=self.global_step, **{name: numbers[name] for name in NUMBERS}, per_class=per_class)
+        content = dict(iteration=self.global_step, **by_class_name(numbers, self.description['names']))
         with blame(str(self.folder), OSError), replacing(self.folder / 'metrics.json') as temporary:
             temporary.write_text(json.dumps(content, indent=1) + '\n')
 

@@ -9,7 +9,7 @@ from ...common.files import check_writable, replacing
 from ...common.options import OptionParser
 from ...common.table import format_columns
 from ..checkpoint import load_detector
-from ..evaluation import NUMBERS
+from ..evaluation import NUMBERS, by_class_name
 from ..options import add_checkpoint_options, add_data_options, read_data
 from ..run import evaluate
 
@@ -40,19 +40,17 @@ def main(argv: List[str]) -> None:
     module = evaluate(load_detector(args.checkpoint, **other), split, args)
     if not module.trainer.is_global_zero:
         return
-    numbers = module.numbers
-    per_class = {split.names[label - 1]: value for label, value in numbers['per_class'].items()}
+    numbers = by_class_name(module.numbers, split.names)
     print(format_columns([
         *((text, f'{numbers[name]:.4f}') for name, text in NUMBERS.items()),
-        *((f'AP @[.5, .95], {name}', f'{value:.4f}') for name, value in per_class.items()),
+        *((f'AP @[.5, .95], {name}', f'{value:.4f}') for name, value in numbers['per_class'].items()),
     ], left=1))
-    content = dict({name: numbers[name] for name in NUMBERS}, per_class=per_class)
     if args.json:
-        _write(Path(args.json), '--json', json.dumps(content, indent=1) + '\n')
+        _write(Path(args.json), '--json', json.dumps(numbers, indent=1) + '\n')
     if args.results:
         _write(Path(args.results), '--results', json.dumps(module.results))
     if args.csv:
-        _write_csv(Path(args.csv), content)
+        _write_csv(Path(args.csv), numbers)
 
 
 def _write(path: Path, option: str, text: str) -> None:
@@ -60,9 +58,9 @@ def _write(path: Path, option: str, text: str) -> None:
         temporary.write_text(text)
 
 
-def _write_csv(path: Path, content: Dict[str, Any]) -> None:
-    rows = [(name, '', content[name]) for name in NUMBERS]
-    rows += [('map', name, value) for name, value in content['per_class'].items()]
+def _write_csv(path: Path, numbers: Dict[str, Any]) -> None:
+    rows = [(name, '', numbers[name]) for name in NUMBERS]
+    rows += [('map', name, value) for name, value in numbers['per_class'].items()]
     with blame(f'--csv {path}', OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
         writer = csv.writer(f)
         writer.writerow(['number', 'class', 'value'])

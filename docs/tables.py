@@ -217,7 +217,7 @@ EVIDENCE = ROOT / 'results' / 'cifar10-depth20'
 def accuracy() -> List[str]:
     """Errors of the networks of `EVIDENCE` that have runs, beside the paper's, and differences from the plain one."""
     with open(EVIDENCE / 'report.csv', newline='') as f:
-        cells = {row['model']: row for row in csv.DictReader(f) if row['error']}
+        cells = {row['model']: row for row in csv.DictReader(f) if row['value']}
     lines = [
         _line(['network', 'top-1 error, %', 'seeds', 'minus plain, paired by seed', 'paper']),
         '|---|---|---|---|---|',
@@ -229,7 +229,7 @@ def accuracy() -> List[str]:
         if row['lower']:
             difference = '{:+.2f} ({:+.2f} to {:+.2f})'.format(
                 *(float(row[key]) for key in ('difference', 'lower', 'upper')))
-        lines.append(_line([f'`{model}`', error, row['n'], difference, row['paper_error'] or '-']))
+        lines.append(_line([f'`{model}`', error, row['n'], difference, row['paper'] or '-']))
     return lines
 
 
@@ -250,8 +250,8 @@ def answer() -> List[str]:
         verdict = 'it helps' if upper < 0 else 'it hurts' if lower > 0 else 'these runs cannot tell'
         text = f'- **{name} against ResNet-20: {verdict}.** {difference:+.2f} points, {lower:+.2f} to {upper:+.2f}, ' \
                f'n = {row["pairs"]}.'
-        if row['paper_error']:
-            text += f' The paper has {float(row["paper_error"]) - float(cells["plain"]["paper_error"]):+.2f}.'
+        if row['paper']:
+            text += f' The paper has {float(row["paper"]) - float(cells["plain"]["paper"]):+.2f}.'
         lines.append(text)
     return lines
 

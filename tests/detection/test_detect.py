@@ -140,6 +140,18 @@ def test_export(run, tmp_path):
     assert cli.main(['detect', 'export', str(tmp_path / 'a.txt'), '--checkpoint', str(run / 'best.ckpt')]) == 2
 
 
+def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
+    """`timm-rla reproduce` trains them as it trains classifiers."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    command = ['reproduce', 'bccd', '--only', 'plain', '--seeds', '0', '--data-dir', str(data), '--output',
+               str(tmp_path / 'out'), '--iterations', '2', '--device', 'cpu', '--min-size', '64', '--max-size', '96']
+    assert cli.main(command) == 0
+    assert '[1/1] bccd-18-plain-seed0  mAP@[.5,.95] ' in capsys.readouterr().out
+    assert '2 iterations instead of 800' in (tmp_path / 'out' / 'report.md').read_text()
+    assert cli.main(command) == 0
+    assert '1 of 1 runs are finished, 0 to go' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['detect', 'fly'], 'fly: no such action'),
     (['detect', 'eval', '--checkpoint', 'no.ckpt', '--data-dir', 'DATA'], '--checkpoint no.ckpt: no such file'),

@@ -16,10 +16,11 @@ import yaml
 import timm_rla_cli as cli
 from timm_rla.common.options import parse
 from timm_rla.reproduce.plan import TABLES, Run, load_table, plan_runs
-from timm_rla.reproduce.report import paired_interval, report_rows, write_csv, write_markdown
+from timm_rla.reproduce.plots import plot_curves, plot_differences
+from timm_rla.reproduce.report import paired_interval, report_rows, title, write_csv, write_markdown
 from timm_rla.reproduce.runs import Results, train_options
 from timm_rla.reproduce.studies import markdown_lines, read_studies
-from timm_rla.train.options import train_parser
+from timm_rla.reproduce.tasks import TASKS
 
 HEADER = 'epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n'
 
@@ -43,28 +44,47 @@ def test_tables_name_models_that_exist(name):
     for cell in table.cells:
         assert timm.is_model(cell.model)
         assert table.plain(cell).key == 'plain'
-        args = parse(train_parser(), train_options(Run(cell, 3), None, []))
-        assert (args.model, args.seed) == (cell.model, 3)
-        assert args.model_kwargs.items() >= cell.model_kwargs.items()
+        task = table.task
+        args = parse(task.parser(), train_options(task, Run(cell, 3), None, []))
+        assert (getattr(args, task.network), args.seed) == (cell.model, 3)
+        assert getattr(args, f'{task.network}_kwargs').items() >= cell.model_kwargs.items()
     assert len({run.name for run in plan_runs(table, [0, 1])}) == 2 * len(table.cells)
 
 
 def test_figures_are_those_of_the_paper():
     cells = {cell.folder: cell for name in TABLES for cell in load_table(name).cells}
-    assert cells['cifar10-20-rla'].paper_error == 7.48 and cells['cifar100-110-se'].paper_error == 27.01
-    assert cells['imagenet-50-rla'].paper_error == 23.83 and cells['cifar10-56-m8'].paper_error == 6.35
+    figures = {name: cell.paper for name, cell in cells.items()}
+    assert figures['cifar10-20-rla'] == {'error': 7.48} and figures['cifar100-110-se'] == {'error': 27.01}
+    assert figures['imagenet-50-rla'] == {'error': 23.83} and figures['cifar10-56-m8'] == {'error': 6.35}
+    assert figures['coco2014-50-plain'] == {'map_50': 47.4, 'map': 27.7}
+    assert figures['coco2014-101-rla'] == {'map_50': 51.2, 'map': 30.7}
+    assert figures['coco2014-50-se'] == {} and figures['bccd-18-rla'] == {}
 
 
 @pytest.mark.parametrize('epochs, milestones', [(160, [81, 121]), (80, [41, 61]), (30, [16, 23])])
 def test_schedule_follows_the_length(epochs, milestones):
-    args = parse(train_parser(), train_options(plan_runs(small_table(), [0])[0], epochs, []))
+    task = TASKS['classification']
+    args = parse(task.parser(), train_options(task, plan_runs(small_table(), [0])[0], epochs, []))
     assert args.epochs == epochs and args.decay_milestones == milestones
+
+
+@pytest.mark.parametrize('options, images, milestones, warmup', [
+    ([], 8, [15_000, 20_000], 250),
+    (['--batch-size', '4', '--accumulate', '2'], 8, [15_000, 20_000], 250),
+])
+def test_schedule_of_detectors_follows_the_length(options, images, milestones, warmup):
+    """A quarter of the recipe; its base batch size goes on to scale what there is to the images per iteration."""
+    task = TASKS['detection']
+    run = plan_runs(load_table('table2-coco', [50], ['coco2017']), [0])[0]
+    args = parse(task.parser(), train_options(task, run, 22_500, options))
+    assert (args.iterations, args.milestones, args.warmup_iterations) == (22_500, milestones, warmup)
+    assert task.length(args) == 22_500 * 16 / (args.batch_size * args.accumulate)
 
 
 def test_seed_in_options():
     run = plan_runs(load_table('table1', [20], ['cifar10'], ['rla']), [3])[1]
-    assert train_options(run, None, ['--pretrained-path', 'plain-seed{seed}/last.pth.tar'])[-2:] == [
-        '--pretrained-path', 'plain-seed3/last.pth.tar']
+    options = train_options(TASKS['classification'], run, None, ['--pretrained-path', 'plain-seed{seed}/last.pth.tar'])
+    assert options[-2:] == ['--pretrained-path', 'plain-seed3/last.pth.tar']
 
 
 def test_seeds_come_before_cells():
@@ -94,11 +114,34 @@ def test_report(tmp_path):
     assert rows['rla'].difference == pytest.approx(-(1 + 0.5 + 1) / 3) and rows['rla'].pairs == 3
     assert rows['se'].mean is None and rows['plain'].difference is None
 
-    text = write_markdown(tmp_path / 'report.md', 'A title', list(rows.values())).read_text()
+    text = write_markdown(tmp_path / 'report.md', 'A title', list(rows.values()), 'epoch').read_text()
     assert '| RLA-20 |' in text and '8.17 ± 1.04' in text and 'missing' in text and '3 of 4' in text
     with open(write_csv(tmp_path / 'report.csv', list(rows.values()))) as f:
         lines = list(csv.DictReader(f))
-    assert [float(line['error']) for line in lines if line['cell'] == 'rla'] == [9., 8.5, 7.]
+    assert [float(line['value']) for line in lines if line['cell'] == 'rla'] == [9., 8.5, 7.]
+
+
+def test_report_of_detectors(tmp_path):
+    """Two metrics, each with its own table; larger is better, and a run is finished with its last iteration."""
+    results = Results(tmp_path / 'out', load_table('bccd', only=['rla']), 40, [])
+    plain, rla = results.table.cells
+    for cell, seed, last, value in [(plain, 0, 40, .5), (plain, 1, 40, .6), (rla, 0, 40, .53), (rla, 1, 40, .61),
+                                    (rla, 2, 39, .9)]:
+        folder = results.path / Run(cell, seed).name
+        folder.mkdir(parents=True)
+        (folder / 'summary.csv').write_text(
+            f'epoch,train_loss,eval_map,eval_map_50,lr\n20,1.0,.99,.99,.1\n{last},1.0,{value},{value + .2},.1\n')
+    rows = report_rows(results, [0, 1, 2])
+    assert [(row.metric.key, row.cell.key) for row in rows] == [
+        ('map', 'plain'), ('map', 'rla'), ('map_50', 'plain'), ('map_50', 'rla')]
+    assert rows[1].values == pytest.approx({0: 53., 1: 61.}) and rows[3].values == pytest.approx({0: 73., 1: 81.})
+    assert rows[1].difference == pytest.approx(2.) and rows[1].pairs == 2
+    assert rows[0].params < rows[1].params < 1.1 * rows[0].params
+    text = write_markdown(tmp_path / 'report.md', title(results, ''), rows, 'iteration').read_text()
+    assert '40 iterations instead of 800' in text and 'above 0 is better' in text
+    assert text.index('mAP@[.5,.95] in percent after the last iteration') < text.index('mAP@.5 in percent')
+    assert plot_curves(results, rows, '', tmp_path / 'a.png').stat().st_size > 0
+    assert plot_differences(rows, 'mAP', '', tmp_path / 'b.png').stat().st_size > 0
 
 
 def test_studies(tmp_path):
@@ -127,7 +170,8 @@ def test_one_seed_has_no_interval(tmp_path):
     for cell in table.cells:
         write_run(results, Run(cell, 0), 90.)
     row = report_rows(results, [0])[-1]
-    assert row.interval is None and 'needs two seeds' in write_markdown(tmp_path / 'r.md', '', [row]).read_text()
+    text = write_markdown(tmp_path / 'r.md', '', [row], 'epoch').read_text()
+    assert row.interval is None and 'needs two seeds' in text
 
 
 COMMON = ['--depth', '20', '--datasets', 'cifar10', '--only', 'rla', '--dataset', '', '--device', 'cpu', '--img-size',
@@ -147,7 +191,7 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
 
     assert cli.main(command) == 0
     out = capsys.readouterr().out
-    assert '0 of 2 runs are finished, 2 to go' in out and '[2/2]' in out and 'top-1 error' in out
+    assert '0 of 2 runs are finished, 2 to go' in out and '[2/2]' in out and 'Top-1 error' in out
     for name in ('report.md', 'report.csv', 'curves.png', 'differences.png'):
         assert (tmp_path / 'out' / name).stat().st_size > 0
     assert '2 epochs instead of 160' in (tmp_path / 'out' / 'report.md').read_text()
@@ -176,6 +220,7 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     (['--datasets', 'mnist'], ['mnist', 'cifar10']),
     (['--epochs', '0'], ['--epochs 0']),
     (['--jobs', '0'], ['--jobs 0']),
+    (['--iterations', '9'], ['--iterations', 'table1', '--epochs']),
     (['--lernrate', '1'], ['--lernrate']),
 ], ids=str)
 def test_bad_input(tmp_path, capsys, monkeypatch, options, words):

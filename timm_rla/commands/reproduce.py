@@ -6,7 +6,6 @@ from ..common.errors import UserError
 from ..common.options import OptionParser, parse
 from ..reproduce.plan import TABLES, load_table, plan_runs
 from ..reproduce.runs import Results, run_all, shell_commands, train_options
-from ..train.options import train_parser
 
 __all__ = ['main']
 
@@ -15,14 +14,15 @@ def reproduce_parser() -> OptionParser:
     parser = OptionParser(
         prog='timm-rla reproduce',
         description='Train what a table of the paper needs, run by run, and report it beside the paper. Finished runs '
-                    'are skipped, interrupted ones go on. Other options are those of timm-rla train, for every run; '
-                    '{seed} in them stands for its seed.',
+                    'are skipped, interrupted ones go on. Other options are those of timm-rla train, or of timm-rla '
+                    'detect train for a table of detectors, for every run; {seed} in them stands for its seed.',
     )
     add = parser.add_argument
     add('table', choices=TABLES, metavar='TABLE', help=', '.join(TABLES))
     add('--output', metavar='DIR', help='folder of the runs, output/TABLE if not given')
     add('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='seeds of each network')
     add('--epochs', type=int, metavar='N', help='epochs, those of the recipe if not given; its steps follow')
+    add('--iterations', type=int, metavar='N', help='the same for tables of detectors')
     add('--depth', nargs='+', type=int, metavar='N', help='other depths than those of the paper')
     add('--datasets', nargs='+', metavar='NAME', help='some of its data sets')
     add('--only', nargs='+', metavar='CELL', help='some of its networks; the plain one is always there')
@@ -37,14 +37,19 @@ def reproduce_parser() -> OptionParser:
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args, options = reproduce_parser().parse_known_args(argv)
-    for name in ('epochs', 'jobs'):
+    for name in ('epochs', 'iterations', 'jobs'):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name} {value}: must be at least 1')
     table = load_table(args.table, args.depth, args.datasets, args.only)
+    task = table.task
+    for unit in {'epoch', 'iteration'} - {task.unit}:
+        if getattr(args, f'{unit}s') is not None:
+            raise UserError(f'--{unit}s: the length of runs of {args.table} is --{task.unit}s')
+    length = getattr(args, f'{task.unit}s')
     runs = plan_runs(table, list(dict.fromkeys(args.seeds)))
-    results = Results(Path(args.output or f'output/{args.table}'), table, args.epochs, options)
-    parse(train_parser(), train_options(runs[0], args.epochs, options))  # complains now, not in every run
+    results = Results(Path(args.output or f'output/{args.table}'), table, length, options)
+    parse(task.parser(), train_options(task, runs[0], length, options))  # complains now, not in every run
     if args.print:
         print('\n'.join(shell_commands(results, runs)))
         return
@@ -65,16 +70,16 @@ def report(results: Results, seeds: List[int], note: str) -> List[Path]:
     from ..reproduce.studies import markdown_lines, read_studies
 
     rows = report_rows(results, list(dict.fromkeys(seeds)))
-    heading = title(results, note)
+    task, heading = results.table.task, title(results, note)
     studied = read_studies(results, rows)
     written = [
-        write_markdown(results.path / 'report.md', heading, rows, markdown_lines(studied)),
+        write_markdown(results.path / 'report.md', heading, rows, task.unit, markdown_lines(studied)),
         write_csv(results.path / 'report.csv', rows),
     ]
-    if any(row.errors for row in rows):
+    if any(row.values for row in rows):
         written += [
             plot_curves(results, rows, heading, results.path / 'curves.png'),
-            plot_differences(rows, heading, results.path / 'differences.png'),
+            plot_differences(rows, task.measure, heading, results.path / 'differences.png'),
         ]
     if studied:
         written.append(plot_attentions(studied, heading, results.path / 'attentions.png'))

@@ -6,11 +6,11 @@ from typing import Any, Dict, List, Optional, Sequence
 import yaml
 
 from ..common.errors import UserError
+from .tasks import TASKS, Task
 
-__all__ = ['Cell', 'RECIPES', 'Run', 'TABLES', 'Table', 'load_table', 'plan_runs']
+__all__ = ['Cell', 'Run', 'TABLES', 'Table', 'load_table', 'plan_runs']
 
-RECIPES = {'cifar10': 'cifar10', 'cifar100': 'cifar100', 'imagenet': 'imagenet_paper'}  # of each data set
-TABLES = ('table1', 'table2', 'table2-imagenet', 'table3')
+TABLES = ('table1', 'table2', 'table2-imagenet', 'table2-coco', 'table3', 'bccd')
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Cell:
     depth: int
     dataset: str
     model_kwargs: Dict[str, Any] = field(default_factory=dict, hash=False)
-    paper_error: Optional[float] = None  # top-1 error in percent
+    paper: Dict[str, float] = field(default_factory=dict, hash=False)  # its figures in percent, by keys of metrics
     paper_params: Optional[float] = None  # in millions
 
     @property
@@ -36,6 +36,7 @@ class Table:
     """A table of the paper: cells in the order of its rows, the plain network of each depth and data set first."""
     name: str
     title: str
+    task: Task
     cells: List[Cell]
 
     def plain(self, cell: Cell) -> Cell:
@@ -77,13 +78,14 @@ def load_table(
     _check('--datasets', datasets, content['datasets'])
     _check('--only', only, content['cells'])
     depths = list(depths or content['depths'])
+    task = TASKS[content.get('task', 'classification')]
     cells = [
-        _cell(key, entry, depth, dataset)
+        _cell(key, entry, depth, dataset, task)
         for dataset in datasets or content['datasets'] for depth in depths
         for key, entry in content['cells'].items() if only is None or key in only or key == 'plain'
     ]
     title = content['title'].format(depth=depths[0], depths=', '.join(map(str, depths)))
-    return Table(name, title, cells)
+    return Table(name, title, task, cells)
 
 
 def _check(option: str, given: Optional[Sequence[str]], known: Sequence[str]) -> None:
@@ -92,8 +94,9 @@ def _check(option: str, given: Optional[Sequence[str]], known: Sequence[str]) ->
             raise UserError(f'{option} {value}: not in this table, which has {", ".join(known)}')
 
 
-def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str) -> Cell:
+def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str, task: Task) -> Cell:
     paper = entry.get('paper', {}).get(depth, {})
+    figures = paper.get(dataset, {})  # one number, or several by metric
     return Cell(
         key,
         entry['name'].format(depth=depth),
@@ -101,7 +104,7 @@ def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str) -> Cell:
         depth,
         dataset,
         entry.get('model_kwargs', {}),
-        paper.get(dataset),
+        figures if isinstance(figures, dict) else {task.metrics[0].key: figures},
         paper.get('params'),
     )
 

@@ -23,14 +23,8 @@ def _panels(rows: Sequence[Row]) -> List[List[Row]]:
     return list(panels.values())
 
 
-def _series(results: Results, row: Row, column: str) -> np.ndarray:
-    """[seeds, epochs]"""
-    return np.array([
-        [epoch[column] for epoch in read_summary(results.path / Run(row.cell, seed).name)] for seed in row.errors])
-
-
 def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Path) -> Path:
-    """Training loss and validation error over the epochs, with a band from the lowest to the highest seed.
+    """Training loss and figures of validation over the run, with a band from the lowest to the highest seed.
 
     Args:
         results: Folder of the runs.
@@ -38,41 +32,47 @@ def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Pat
         heading: Title of the picture.
         output: File to write; PNG, SVG or PDF by its ending.
     """
-    panels = [[row for row in panel if row.errors] for panel in _panels(rows)]
-    panels = [panel for panel in panels if panel]
-    figure, axes = subplots(
-        max(1, len(panels)), 2, squeeze=False, figsize=(9, 0.9 + 3.2 * max(1, len(panels))))
-    for (left, right), panel in zip(axes, panels):
-        for index, row in enumerate(panel):
-            for ax, column in ((left, 'train_loss'), (right, 'eval_top1')):
-                values = _series(results, row, column)
-                if column == 'eval_top1':
-                    values = 100 - values
-                _draw_band(ax, values, COLORS[index % len(COLORS)], f'{row.cell.name}, n = {len(row.errors)}')
-        left.set(xlabel='Epoch', ylabel='Training loss')
-        right.set(xlabel='Epoch', ylabel=f'Top-1 error, {panel[0].cell.dataset} (%)')
-        right.legend(frameon=False, fontsize='small')
+    task = results.table.task
+    panels = _panels([row for row in rows if row.values])
+    columns = 1 + len(task.metrics)
+    figure, axes = subplots(max(1, len(panels)), columns, squeeze=False,
+                            figsize=(4.5 * columns, 0.9 + 3.2 * max(1, len(panels))))
+    for (left, *right), panel in zip(axes, panels):
+        for metric, ax in zip(task.metrics, right):
+            shown = [row for row in panel if row.metric == metric]
+            for index, row in enumerate(shown):
+                runs = [read_summary(results.path / Run(row.cell, seed).name) for seed in row.values]
+                steps = [task.done(line) for line in runs[0]]
+                color, label = COLORS[index % len(COLORS)], f'{row.cell.name}, n = {len(runs)}'
+                _draw_band(ax, steps, [[metric.value(line) for line in run] for run in runs], color, label)
+                if metric == task.metrics[0]:
+                    _draw_band(left, steps, [[line['train_loss'] for line in run] for run in runs], color, label)
+            ax.set(xlabel=task.unit.capitalize(), ylabel=f'{metric.name}, {panel[0].cell.dataset} (%)')
+        left.set(xlabel=task.unit.capitalize(), ylabel='Training loss')
+        right[-1].legend(frameon=False, fontsize='small')
     figure.suptitle(heading, fontsize='medium', wrap=True)
     return save_picture(figure, output)
 
 
-def _draw_band(axes: Any, values: np.ndarray, color: str, label: str) -> None:
-    epochs = np.arange(1, values.shape[1] + 1)
-    axes.plot(epochs, values.mean(0), color=color, linewidth=1.2, label=label)
-    axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+def _draw_band(axes: Any, steps: Sequence[int], runs: Sequence[Sequence[float]], color: str, label: str) -> None:
+    values = np.array(runs)  # [seeds, steps]
+    axes.plot(steps, values.mean(0), color=color, linewidth=1.2, label=label)
+    axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
     tidy_axes(axes)
 
 
-def plot_differences(rows: Sequence[Row], heading: str, output: Path) -> Path:
-    """Difference from the plain network in top-1 error with its interval, and the paper's; left of 0 is better.
+def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Path) -> Path:
+    """Difference from the plain network in each metric with its interval, and the paper's.
 
     Args:
         rows: Rows of the table.
+        measure: What the metrics are.
         heading: Title of the picture.
         output: File to write; PNG, SVG or PDF by its ending.
     """
     shown = [row for row in rows if row.cell.key != 'plain' and row.difference is not None]
-    plain = {(row.cell.dataset, row.cell.depth): row.cell.paper_error for row in rows if row.cell.key == 'plain'}
+    plain = {(row.cell.dataset, row.cell.depth, row.metric): row.paper for row in rows if row.cell.key == 'plain'}
+    several = len({row.metric for row in rows}) > 1
     figure, axes = subplots(figsize=(7.5, 1.6 + 0.32 * max(1, len(shown))))
     tidy_axes(axes)
     axes.axvline(0, color='black', linewidth=0.8)
@@ -80,13 +80,16 @@ def plot_differences(rows: Sequence[Row], heading: str, output: Path) -> Path:
         if row.interval is not None:
             axes.plot(row.interval, (y, y), color=COLORS[0], linewidth=2, solid_capstyle='butt')
         axes.plot(row.difference, y, 'o', color=COLORS[0], label='here, with 95 % interval' if y == 0 else None)
-        reference = plain[row.cell.dataset, row.cell.depth]
-        if reference is not None and row.cell.paper_error is not None:
-            axes.plot(row.cell.paper_error - reference, y, 'D', color=COLORS[1], markersize=4,
+        reference = plain[row.cell.dataset, row.cell.depth, row.metric]
+        if reference is not None and row.paper is not None:
+            axes.plot(row.paper - reference, y, 'D', color=COLORS[1], markersize=4,
                       label='paper' if y == 0 else None)
-    axes.set_yticks(range(len(shown)), [f'{row.cell.name}, {row.cell.dataset}, n = {row.pairs}' for row in shown])
+    axes.set_yticks(range(len(shown)), [
+        f'{row.cell.name}, {row.cell.dataset}, {f"{row.metric.name}, " if several else ""}n = {row.pairs}'
+        for row in shown])
     axes.invert_yaxis()
-    axes.set_xlabel('Difference in top-1 error from the plain network (percentage points)')
+    better = 'left' if rows[0].metric.lower_is_better else 'right'
+    axes.set_xlabel(f'Difference in {measure} from the plain network (percentage points), better to the {better}')
     axes.set_title(heading, fontsize='medium', wrap=True)
     if shown:
         figure.legend(loc='outside lower center', ncols=2, frameon=False)

@@ -1,4 +1,4 @@
-"""The report of a table: errors beside the paper's, and what each network gains over the plain one, with intervals."""
+"""The report of a table: figures beside the paper's, and what each network gains over the plain one, with intervals."""
 import csv
 import math
 import statistics
@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import timm
-import torch
-
 from ..common.extras import import_extra
 from ..common.files import replacing
+from ..common.options import parse
 from ..common.summary import read_summary
-from .plan import Cell, Run, Table
-from .runs import Results, recipe_epochs
+from .plan import Cell, Run
+from .runs import Results, recipe_length, train_options
+from .tasks import DATASETS, Metric
 
 __all__ = ['Row', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_csv', 'write_markdown']
 
@@ -22,23 +21,28 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Row:
-    """A cell and what its runs say. Errors are top-1 errors in percent, after the last epoch."""
+    """A cell and what its runs say of a metric, in percent, at their end."""
     cell: Cell
+    metric: Metric
     params: float  # in millions, as the network has
-    errors: Dict[int, float]  # by seed, of finished runs
+    values: Dict[int, float]  # by seed, of finished runs
     planned: int  # seeds
     difference: Optional[float]  # mean over the seeds that both have, from the plain network
     interval: Optional[Tuple[float, float]]  # of the difference; None with less than two common seeds
     pairs: int  # common seeds
 
     @property
+    def paper(self) -> Optional[float]:
+        return self.cell.paper.get(self.metric.key)
+
+    @property
     def mean(self) -> Optional[float]:
-        return statistics.mean(self.errors.values()) if self.errors else None
+        return statistics.mean(self.values.values()) if self.values else None
 
     @property
     def std(self) -> Optional[float]:
         """Sample standard deviation over the seeds; None with less than two."""
-        return statistics.stdev(self.errors.values()) if len(self.errors) > 1 else None
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
 def paired_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Optional[Tuple[float, float]]:
@@ -51,48 +55,45 @@ def paired_interval(differences: Sequence[float], confidence: float = CONFIDENCE
     return mean - half, mean + half
 
 
-def _errors(results: Results, cell: Cell, seeds: Sequence[int]) -> Dict[int, float]:
-    errors = {}
-    for seed in seeds:
-        run = Run(cell, seed)
-        rows = read_summary(results.path / run.name)
-        if rows and rows[-1]['epoch'] + 1 >= results.epochs_of(run):
-            errors[seed] = 100 - rows[-1]['eval_top1']  # never the best epoch
-    return errors
+def _last_rows(results: Results, cell: Cell, seeds: Sequence[int]) -> Dict[int, Dict[str, float]]:
+    """The last row of each finished run: never the best one."""
+    runs = {seed: Run(cell, seed) for seed in seeds}
+    return {seed: read_summary(results.path / run.name)[-1] for seed, run in runs.items() if results.is_finished(run)}
 
 
-def _params(cell: Cell, num_classes: int) -> float:
-    with torch.device('meta'):
-        model = timm.create_model(cell.model, num_classes=num_classes, **cell.model_kwargs)
-    return sum(p.numel() for p in model.parameters()) / 1e6
-
-
-CLASSES = {'cifar10': 10, 'cifar100': 100, 'imagenet': 1000}
+def _params(results: Results, cell: Cell) -> float:
+    task = results.table.task
+    args = parse(task.parser(), train_options(task, Run(cell, 0), results.length, results.options))
+    return task.parameters(args, DATASETS[cell.dataset].num_classes) / 1e6
 
 
 def report_rows(results: Results, seeds: Sequence[int]) -> List[Row]:
-    """A row for each cell, in the order of the table.
+    """A row for each metric and cell, in the order of the table.
 
     Args:
         results: Folder of the runs.
         seeds: Seeds to look for.
     """
-    table: Table = results.table
-    errors = {cell: _errors(results, cell, seeds) for cell in table.cells}
+    table = results.table
+    last = {cell: _last_rows(results, cell, seeds) for cell in table.cells}
+    params = {cell: _params(results, cell) for cell in table.cells}
     rows = []
-    for cell in table.cells:
-        plain = errors[table.plain(cell)]
-        common = sorted(set(errors[cell]) & set(plain)) if cell.key != 'plain' else []
-        differences = [errors[cell][seed] - plain[seed] for seed in common]
-        rows.append(Row(
-            cell,
-            _params(cell, CLASSES[cell.dataset]),
-            errors[cell],
-            len(seeds),
-            statistics.mean(differences) if differences else None,
-            paired_interval(differences),
-            len(common),
-        ))
+    for metric in table.task.metrics:
+        values = {cell: {seed: metric.value(row) for seed, row in last[cell].items()} for cell in table.cells}
+        for cell in table.cells:
+            plain = values[table.plain(cell)]
+            common = sorted(set(values[cell]) & set(plain)) if cell.key != 'plain' else []
+            differences = [values[cell][seed] - plain[seed] for seed in common]
+            rows.append(Row(
+                cell,
+                metric,
+                params[cell],
+                values[cell],
+                len(seeds),
+                statistics.mean(differences) if differences else None,
+                paired_interval(differences),
+                len(common),
+            ))
     return rows
 
 
@@ -113,21 +114,21 @@ def title(results: Results, data: str) -> str:
         data: What the user says of the data, such as 'CIFAR-10 re-encoded as JPEG'.
     """
     parts = [results.table.title]
-    if results.epochs is not None:
-        usual = sorted({recipe_epochs(cell.dataset) for cell in results.table.cells})
-        parts.append(f'{results.epochs} epochs instead of {" and ".join(map(str, usual))}')
+    if results.length is not None:
+        task = results.table.task
+        usual = sorted({recipe_length(task, cell.dataset) for cell in results.table.cells})
+        parts.append(f'{results.length:,} {task.unit}s instead of {" and ".join(f"{length:,}" for length in usual)}')
     if data:
         parts.append(data)
     return ', '.join(parts)
 
 
-def write_markdown(path: Path, heading: str, rows: Sequence[Row], more: Sequence[str] = ()) -> Path:
-    """Write the table as Markdown, and more lines below it; returns `path`."""
+def _metric_lines(metric: Metric, rows: Sequence[Row], unit: str) -> List[str]:
+    """The table of one metric."""
     lines = [
-        f'# {heading}',
-        '',
-        'Top-1 error in percent after the last epoch: mean and standard deviation over seeds. Difference: from the '
-        'plain network, paired by seed, with its 95 % t-interval; below 0 is better than plain.',
+        f'{metric.name} in percent after the last {unit}: mean and standard deviation over seeds. Difference: from the '
+        f'plain network, paired by seed, with its 95 % t-interval; {"below" if metric.lower_is_better else "above"} 0 '
+        'is better than plain.',
         '',
         '| data set | network | paper | here | n | difference | interval | parameters (M) | paper (M) |',
         '|---|---|---|---|---|---|---|---|---|',
@@ -138,31 +139,47 @@ def write_markdown(path: Path, heading: str, rows: Sequence[Row], more: Sequence
             here += f' ± {row.std:.2f}'
         interval = '' if row.cell.key == 'plain' else format_interval(row.interval)
         cells = [
-            row.cell.dataset, row.cell.name, _number(row.cell.paper_error), here, f'{len(row.errors)} of {row.planned}',
+            row.cell.dataset, row.cell.name, _number(row.paper), here, f'{len(row.values)} of {row.planned}',
             _number(row.difference, sign=True), interval, _number(row.params, 3), _number(row.cell.paper_params, 3),
         ]
         lines.append(f'| {" | ".join(cells)} |')
+    return lines
+
+
+def write_markdown(path: Path, heading: str, rows: Sequence[Row], unit: str, more: Sequence[str] = ()) -> Path:
+    """Write the table as Markdown, one for each metric, and more lines below; returns `path`.
+
+    Args:
+        path: File to write.
+        heading: Title.
+        rows: As from `report_rows`.
+        unit: 'epoch' or 'iteration'.
+        more: Lines to follow.
+    """
+    lines = [f'# {heading}']
+    for metric in dict.fromkeys(row.metric for row in rows):
+        lines += ['', *_metric_lines(metric, [row for row in rows if row.metric == metric], unit)]
     with replacing(path) as temporary:
         temporary.write_text('\n'.join([*lines, *more]) + '\n')
     return path
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> Path:
-    """Write a row for each cell and seed, and the figures of each cell; returns `path`."""
-    columns = ['dataset', 'depth', 'cell', 'model', 'seed', 'error', 'mean', 'std', 'n', 'difference', 'lower', 'upper',
-               'pairs', 'paper_error', 'params', 'paper_params']
+    """Write a row for each metric, cell and seed, with the figures of the cell; returns `path`."""
+    columns = ['dataset', 'depth', 'cell', 'model', 'metric', 'seed', 'value', 'mean', 'std', 'n', 'difference',
+               'lower', 'upper', 'pairs', 'paper', 'params', 'paper_params']
     with replacing(path) as temporary, open(temporary, 'w', newline='') as f:
         writer = csv.DictWriter(f, columns)
         writer.writeheader()
         for row in rows:
             common: Dict[str, Any] = dict(
-                dataset=row.cell.dataset, depth=row.cell.depth, cell=row.cell.key, model=row.cell.model, mean=row.mean,
-                std=row.std, n=len(row.errors), difference=row.difference, pairs=row.pairs,
-                paper_error=row.cell.paper_error, params=round(row.params, 6), paper_params=row.cell.paper_params)
+                dataset=row.cell.dataset, depth=row.cell.depth, cell=row.cell.key, model=row.cell.model,
+                metric=row.metric.key, mean=row.mean, std=row.std, n=len(row.values), difference=row.difference,
+                pairs=row.pairs, paper=row.paper, params=round(row.params, 6), paper_params=row.cell.paper_params)
             if row.interval is not None:
                 common.update(lower=row.interval[0], upper=row.interval[1])
-            for seed, error in row.errors.items():
-                writer.writerow(dict(common, seed=seed, error=round(error, 4)))
-            if not row.errors:
+            for seed, value in row.values.items():
+                writer.writerow(dict(common, seed=seed, value=round(value, 4)))
+            if not row.values:
                 writer.writerow(common)
     return path

@@ -1,12 +1,11 @@
 """Running what a table needs: each cell and seed an ordinary training run in a folder of its own."""
-import argparse
 import shlex
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 import yaml
 
@@ -18,10 +17,10 @@ from ..common.recipes import find_recipe
 from ..common.stopping import Stopped, StopRequest
 from ..common.summary import read_summary
 from ..common.yaml_files import read_mapping
-from ..train.options import train_parser
-from .plan import RECIPES, Run, Table
+from .plan import Run, Table
+from .tasks import DATASETS, Task
 
-__all__ = ['Results', 'epochs_done', 'recipe_epochs', 'run_all', 'scaled_schedule', 'shell_commands', 'train_options']
+__all__ = ['Results', 'recipe_length', 'run_all', 'shell_commands', 'train_options']
 
 SETTINGS = 'table.yaml'  # of a results folder: what its runs have in common
 POLL = 1.  # seconds
@@ -33,19 +32,19 @@ class Results:
     Args:
         path: The folder.
         table: The table.
-        epochs: Epochs of each run, those of the recipe if None.
-        options: Further options of `timm-rla train`, the same for all runs.
+        length: Epochs or iterations of each run, those of the recipe if None.
+        options: Further options of the runs' command, the same for all runs.
 
     Raises:
         UserError: The folder holds runs of another table, of another length or with other options.
     """
 
-    def __init__(self, path: Path, table: Table, epochs: Optional[int], options: Sequence[str]):
+    def __init__(self, path: Path, table: Table, length: Optional[int], options: Sequence[str]):
         self.path = path
         self.table = table
         self.options = list(options)
-        self.epochs = epochs
-        self.settings = dict(table=table.name, epochs=epochs, options=self.options)
+        self.length = length
+        self.settings = {'table': table.name, f'{table.task.unit}s': length, 'options': self.options}
         file = path / SETTINGS
         if file.is_file():
             found = read_mapping(file, f'--output {path}')
@@ -68,69 +67,52 @@ class Results:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
             yield
 
-    def epochs_of(self, run: Run) -> int:
-        """Epochs of a run."""
-        return self.epochs or recipe_epochs(run.cell.dataset)
+    def is_finished(self, run: Run) -> bool:
+        """True if the summary of a run goes to its end."""
+        task = self.table.task
+        rows = read_summary(self.path / run.name)
+        args = parse(task.parser(), train_options(task, run, self.length, self.options))
+        return bool(rows) and task.done(rows[-1]) >= task.length(args)
 
     def missing(self, runs: Sequence[Run]) -> List[Run]:
         """Runs that are not finished."""
-        return [run for run in runs if epochs_done(self.path / run.name) < self.epochs_of(run)]
+        return [run for run in runs if not self.is_finished(run)]
 
     def command(self, run: Run, device: Optional[str] = None) -> List[str]:
         """Command line of a run, which goes on where it was interrupted."""
-        return [sys.executable, '-m', 'timm_rla', 'train', *train_options(run, self.epochs, self.options),
+        task = self.table.task
+        return [sys.executable, '-m', 'timm_rla', *task.command, *train_options(task, run, self.length, self.options),
                 '--output', str(self.path), '--experiment', run.name, '--resume', 'auto',
                 *(['--device', device] if device else [])]
 
 
-def epochs_done(folder: Path) -> int:
-    """Epochs that stand in the summary of a run, 0 if there is none."""
-    rows = read_summary(folder)
-    return int(rows[-1]['epoch']) + 1 if rows else 0
-
-
 def _recipe(dataset: str) -> List[str]:
-    return ['--config', str(find_recipe(RECIPES[dataset]))]
+    return ['--config', str(find_recipe(DATASETS[dataset].recipe))]
 
 
-def recipe_epochs(dataset: str) -> int:
-    """Length of the recipe of a data set, in epochs."""
-    return parse(train_parser(), _recipe(dataset)).epochs
+def recipe_length(task: Task, dataset: str) -> int:
+    """Length of the recipe of a data set, in epochs or iterations."""
+    return getattr(parse(task.parser(), _recipe(dataset)), f'{task.unit}s')
 
 
-def scaled_schedule(args: argparse.Namespace, epochs: int) -> Dict[str, Any]:
-    """Epochs of the schedule's steps, in proportion to the length of a run.
-
-    Args:
-        args: Options of the recipe.
-        epochs: Length of the run.
-    """
-    ratio = epochs / args.epochs
-    scaled: Dict[str, Any] = dict(warmup_epochs=round(ratio * args.warmup_epochs))
-    if args.sched == 'multistep':  # timm counts from 1 here
-        scaled['decay_milestones'] = [round(ratio * (epoch - 1)) + 1 for epoch in args.decay_milestones]
-    elif args.sched == 'step':
-        scaled['decay_epochs'] = ratio * args.decay_epochs
-    return {name: value for name, value in scaled.items() if value != getattr(args, name)}
-
-
-def train_options(run: Run, epochs: Optional[int], options: Sequence[str]) -> List[str]:
-    """Options of `timm-rla train` for a run, but for its folder.
+def train_options(task: Task, run: Run, length: Optional[int], options: Sequence[str]) -> List[str]:
+    """Options of a run's command, but for its folder.
 
     Args:
+        task: What the table's runs are.
         run: The run.
-        epochs: Its length, that of the recipe if None.
+        length: Its epochs or iterations, those of the recipe if None.
         options: Further options, above those of the recipe; '{seed}' in them stands for the seed of the run.
     """
     recipe = _recipe(run.cell.dataset)
-    args = parse(train_parser(), recipe)
-    given = [*recipe, '--model', run.cell.model, '--seed', str(run.seed)]
-    kwargs = {**args.model_kwargs, **run.cell.model_kwargs}
+    args = parse(task.parser(), recipe)
+    given = [*recipe, f'--{task.network}', run.cell.model, '--seed', str(run.seed)]
+    kwargs = {**getattr(args, f'{task.network}_kwargs'), **run.cell.model_kwargs}
     if kwargs:
-        given += ['--model-kwargs', *(f'{key}={value}' for key, value in kwargs.items())]
-    if epochs is not None:
-        given += ['--epochs', str(epochs)]
-        for name, value in scaled_schedule(args, epochs).items():
+        given += [f'--{task.network}-kwargs', *(f'{key}={value}' for key, value in kwargs.items())]
+    if length is not None:
+        given += [f'--{task.unit}s', str(length)]
+        for name, value in task.scaled_schedule(args, length).items():
             given += [f'--{name.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
     return [*given, *(option.replace('{seed}', str(run.seed)) for option in options)]
 
@@ -201,7 +183,8 @@ def _outcome(results: Results, run: Run, returncode: int) -> str:
     if returncode:
         lines = (results.path / f'{run.name}.log').read_text(errors='replace').strip().splitlines()
         return f'failed: {lines[-1] if lines else f"exit code {returncode}"}'
-    return f'{100 - read_summary(results.path / run.name)[-1]["eval_top1"]:.2f} % top-1 error'
+    last = read_summary(results.path / run.name)[-1]
+    return ', '.join(f'{metric.name} {metric.value(last):.2f} %' for metric in results.table.task.metrics)
 
 
 def shell_commands(results: Results, runs: Sequence[Run]) -> List[str]:

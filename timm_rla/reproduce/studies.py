@@ -45,7 +45,7 @@ def read_studies(results: Results, rows: Sequence[Row]) -> List[Studied]:
     studied = []
     for row in rows:
         studies = []
-        for seed in row.errors:
+        for seed in row.values:
             path = results.path / Run(row.cell, seed).name / STUDY
             if path.is_file():
                 with blame(str(path), OSError, LookupError, TypeError, ValueError):

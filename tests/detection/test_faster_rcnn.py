@@ -184,3 +184,57 @@ def test_torchscript(neck):
     _, found = torch.jit.script(model)(images)
     for key, value in model(images)[0].items():
         assert_same(found[0][key].float(), value.float(), 1e-4)
+
+
+def _on_a_line(model, images):
+    """The model with its box deltas at zero, so that detections are its anchors, cut at the image."""
+    for module in model.modules():
+        if hasattr(module, 'bbox_pred'):
+            nn.init.zeros_(module.bbox_pred.weight), nn.init.zeros_(module.bbox_pred.bias)
+    return model(images)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_boxes_are_exact_under_autocast(neck, dtype):
+    """Anchors on a wide image, whose coordinates the lower precision does not have."""
+    torch.manual_seed(0)
+    sizes = (21, 33, 65, 129, 257)
+    arguments = dict(SMALL, min_size=64, max_size=640, box_score_thresh=0., rpn_nms_thresh=1., box_nms_thresh=1.)
+    model = fasterrcnn('rla_resnet18', 2, neck, anchor_sizes=sizes, anchor_ratios=(1.,), **arguments).eval()
+    with torch.autocast('cpu', dtype):
+        boxes = _on_a_line(model, [torch.rand(3, 64, 640)])[0]['boxes']
+    assert boxes.dtype == torch.float32
+    inner = boxes[(boxes[:, 0] > 0) & (boxes[:, 2] < 640)]
+    assert len(inner) and inner[:, 2].max() > 256
+    widths = (inner[:, 2] - inner[:, 0])
+    nearest = (widths[:, None] - 2 * (torch.tensor(sizes) / 2).round()).abs().min(1).values  # torchvision rounds halves
+    assert nearest.max() < 1e-3
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_small_boxes_train_under_autocast(neck, dtype):
+    """A box of a pixel far from the origin: in bfloat16 it has no width, and its target is not finite."""
+    torch.manual_seed(0)
+    model = fasterrcnn('rla_resnet18', 3, neck, frozen_bn=False, **dict(SMALL, min_size=64, max_size=640))
+    target = dict(boxes=torch.tensor([[600.3, 10.2, 601.3, 11.2], [301.2, 20., 302.1, 30.]]),
+                  labels=torch.tensor([1, 2]))
+    with torch.autocast('cpu', dtype):
+        losses = model([torch.rand(3, 64, 640)], [target])
+    assert all(loss.isfinite() for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_box_parts_keep_the_weights_of_torchvision():
+    """A checkpoint of its detectors fits: same names, same shapes, same results."""
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5).eval()
+    ours = fasterrcnn('resnet50', 5, 'fpn').eval()
+    weights = {name: value for name, value in theirs.state_dict().items() if not name.startswith('backbone.body.')}
+    missing = ours.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys and all(name.startswith('backbone.body.') for name in missing.missing_keys)
+    maps = [torch.rand(2, 256, n, n) for n in (16, 8, 4, 2, 1)]
+    for a, b in zip(ours.rpn.head(maps), theirs.rpn.head(maps)):
+        assert_same(a, b)
+    features = torch.rand(6, 1024)
+    assert_same(ours.roi_heads.box_predictor(features), theirs.roi_heads.box_predictor(features))

@@ -11,11 +11,11 @@ import torch
 import torch.nn as nn
 from timm.models import FeatureListNet
 from timm.models.resnet import ResNet
-from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from ..models.network import RecurrentLayerAttention
 from ..ops.lstm import CellWeights, step_function
+from .heads import Anchors, ProposalHead
 
 __all__ = ['FirstMapHead', 'MeanOfRegion', 'c4_anchors', 'c4_parts']
 
@@ -123,16 +123,15 @@ class MeanOfRegion(nn.Module):
         return x.mean((2, 3))
 
 
-class FirstMapHead(RPNHead):
-    """torchvision's head of the region proposal network, for the feature map and not for the state."""
+class FirstMapHead(ProposalHead):
+    """Head of the region proposal network for the feature map, and not for the state that comes with it."""
 
     def forward(self, x: List[torch.Tensor]) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
-        """[[B, C, H, W], ...] -> objectness [[B, A, H, W]], box deltas [[B, 4A, H, W]]"""
-        t = self.conv(x[0])
-        return [self.cls_logits(t)], [self.bbox_pred(t)]
+        """[[B, C, H, W], state] -> objectness [[B, A, H, W]], box deltas [[B, 4A, H, W]]"""
+        return self.of_maps(x[:1])
 
 
-def c4_anchors(recurrent: bool, sizes: Tuple[int, ...], aspect_ratios: Tuple[float, ...]) -> AnchorGenerator:
+def c4_anchors(recurrent: bool, sizes: Tuple[int, ...], aspect_ratios: Tuple[float, ...]) -> Anchors:
     """Anchors on the feature map, none on the state.
 
     Args:
@@ -140,7 +139,7 @@ def c4_anchors(recurrent: bool, sizes: Tuple[int, ...], aspect_ratios: Tuple[flo
         sizes: Square roots of their areas in pixels.
         aspect_ratios: Height / width.
     """
-    return AnchorGenerator((sizes, ()) if recurrent else (sizes,), (aspect_ratios,) * (2 if recurrent else 1))
+    return Anchors((sizes, ()) if recurrent else (sizes,), (aspect_ratios,) * (2 if recurrent else 1))
 
 
 def c4_parts(network: ResNet) -> Tuple[nn.Module, Callable[[MultiScaleRoIAlign], nn.Module]]:

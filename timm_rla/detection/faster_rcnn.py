@@ -11,16 +11,19 @@ from timm.layers import freeze_batch_norm_2d
 from timm.models import FeatureInfo
 from timm.models.resnet import ResNet
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.models.detection.rpn import AnchorGenerator, RPNHead
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from ..common.errors import closest
 from ..models.network import RecurrentLayerAttention
 from .backbone import PyramidBackbone, create_network, freeze_stages
 from .c4 import FirstMapHead, MeanOfRegion, c4_anchors, c4_parts
+from .heads import Anchors, BoxPredictor, ProposalHead
 
 __all__ = ['NECKS', 'fasterrcnn']
+
+HIDDEN = 1024  # features of a region behind the pyramid, as in torchvision
+
 
 def fasterrcnn(
         backbone: str = 'rla_resnet50',
@@ -90,9 +93,17 @@ def fasterrcnn(
     if frozen_bn:
         network = freeze_batch_norm_2d(network)
     mean_and_std = {f'image_{key}': network.pretrained_cfg[key] for key in ('mean', 'std')}
-    extra = dict(pyramid_channels=pyramid_channels) if neck == 'fpn' else {}
-    return kind.build(network, num_classes, anchor_sizes, anchor_ratios, roi_size, **extra,
-                      **{**mean_and_std, **kwargs})
+    parts = Parts(num_classes, anchor_sizes, anchor_ratios, roi_size, pyramid_channels)
+    return kind.build(network, parts, **{**mean_and_std, **kwargs})
+
+
+class Parts(NamedTuple):
+    """What a detector has beside its network; as the arguments of `fasterrcnn`."""
+    num_classes: int
+    anchor_sizes: Tuple[int, ...]
+    anchor_ratios: Tuple[float, ...]
+    roi_size: int
+    pyramid_channels: int  # of 'fpn' alone
 
 
 def _stages(network: nn.Module) -> List[Dict[str, Any]]:
@@ -101,45 +112,35 @@ def _stages(network: nn.Module) -> List[Dict[str, Any]]:
     return (info.get_dicts() if isinstance(info, FeatureInfo) else list(info))[-4:]
 
 
-def _with_pyramid(
-        network: nn.Module,
-        num_classes: int,
-        anchor_sizes: Tuple[int, ...],
-        anchor_ratios: Tuple[float, ...],
-        roi_size: int,
-        pyramid_channels: int,
-        **kwargs: Any,
-) -> FasterRCNN:
-    if len(anchor_sizes) != 5:
-        raise ValueError(f'anchor_sizes {anchor_sizes}: must be five, one for each level of the pyramid')
+def _with_pyramid(network: nn.Module, parts: Parts, **kwargs: Any) -> FasterRCNN:
+    sizes = parts.anchor_sizes
+    if len(sizes) != 5:
+        raise ValueError(f'anchor_sizes {sizes}: must be five, one for each level of the pyramid')
+    anchors = Anchors(tuple((size,) for size in sizes), (parts.anchor_ratios,) * 5)
     return FasterRCNN(
-        PyramidBackbone(network, pyramid_channels),
-        num_classes,
-        rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in anchor_sizes), (anchor_ratios,) * len(anchor_sizes)),
-        box_roi_pool=MultiScaleRoIAlign(['0', '1', '2', '3'], roi_size, sampling_ratio=2),
+        PyramidBackbone(network, parts.pyramid_channels),
+        rpn_anchor_generator=anchors,
+        rpn_head=ProposalHead(parts.pyramid_channels, len(parts.anchor_ratios)),
+        box_roi_pool=MultiScaleRoIAlign(['0', '1', '2', '3'], parts.roi_size, sampling_ratio=2),
+        box_head=TwoMLPHead(parts.pyramid_channels * parts.roi_size ** 2, HIDDEN),
+        box_predictor=BoxPredictor(HIDDEN, parts.num_classes),
         **kwargs,
     )
 
 
-def _with_c4(
-        network: nn.Module,
-        num_classes: int,
-        anchor_sizes: Tuple[int, ...],
-        anchor_ratios: Tuple[float, ...],
-        roi_size: int,
-        **kwargs: Any,
-) -> FasterRCNN:
+def _with_c4(network: nn.Module, parts: Parts, **kwargs: Any) -> FasterRCNN:
     recurrent = isinstance(network, RecurrentLayerAttention)
     features = network.num_features
     backbone, on_regions = c4_parts(network)
-    anchors = c4_anchors(recurrent, anchor_sizes, anchor_ratios)
+    anchors = c4_anchors(recurrent, parts.anchor_sizes, parts.anchor_ratios)
+    head = FirstMapHead if recurrent else ProposalHead
     model = FasterRCNN(
         backbone,
         rpn_anchor_generator=anchors,
-        rpn_head=(FirstMapHead if recurrent else RPNHead)(backbone.out_channels, anchors.num_anchors_per_location()[0]),
-        box_roi_pool=MultiScaleRoIAlign(['0'], roi_size, sampling_ratio=2),
+        rpn_head=head(backbone.out_channels, anchors.num_anchors_per_location()[0]),
+        box_roi_pool=MultiScaleRoIAlign(['0'], parts.roi_size, sampling_ratio=2),
         box_head=MeanOfRegion(),
-        box_predictor=FastRCNNPredictor(features, num_classes),
+        box_predictor=BoxPredictor(features, parts.num_classes),
         **kwargs,
     )
     model.roi_heads.box_roi_pool = on_regions(model.roi_heads.box_roi_pool)

@@ -130,6 +130,7 @@ def test_suite_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys, i
     (['--models', 'rla_resnet20_cifar+triton'], ['rla_resnet20_cifar+triton', '--device cuda']),
     (['--models', 'rla_resnet20_cifar+folded'], ['rla_resnet20_cifar+folded', '--modes infer']),
     (['--models', 'resnet20_cifar', 'resnet20_cifar'], ['resnet20_cifar', 'twice']),
+    (['--models', 'resnet18', 'resnet18+fpn'], ['resnet18+fpn', 'detectors and classifiers']),
     (['--model-kwargs', 'hidden_dim'], ['hidden_dim', 'KEY=VALUE']),
     (['--baseline', 'resnet18'], ['--baseline', 'resnet18', *TINY.models]),
     (['--modes', 'test'], ['test', 'train', 'infer']),

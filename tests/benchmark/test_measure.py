@@ -92,6 +92,23 @@ def test_memory_of_a_step(backend):
     assert 2 * parameters + images + 2 * hidden < found[0] < 4 * parameters + images + 4 * hidden
 
 
+@pytest.mark.parametrize('neck', ['fpn', 'c4'])
+@pytest.mark.parametrize('mode', ['train', 'infer'])
+def test_steps_of_a_detector(neck, mode):
+    """Images reach the network as they are, and a step of training reaches all that is trained."""
+    setting = replace(TINY, mode=mode, batch_size=1, img_size=48)
+    model = create(f'rla_resnet18+layers=(1,1,1,1)+{neck}')
+    model.rpn._post_nms_top_n = dict(training=20, testing=20)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    subject = workload.Workload(model, setting)
+    subject.step()
+    assert seen == [(1, 3, 64, 64)]  # 48 x 64, filled up to multiples of 32
+    assert all((p.grad is not None) == (p.requires_grad and mode == 'train') for p in model.parameters())
+    parameters = 4 * sum(p.numel() for p in model.parameters())
+    assert subject.memory() > parameters * (1 + (mode == 'train')) * 0.99
+
+
 # Processes
 
 class FakeProcess:

@@ -2,9 +2,10 @@
 import pytest
 import torch
 import torch.nn as nn
+from torchvision.models.detection import FasterRCNN
 
 from timm_rla.benchmark import variants
-from timm_rla.benchmark.variants import SUFFIXES, create, recurrent_blocks
+from timm_rla.benchmark.variants import SUFFIXES, create, is_detector, recurrent_blocks
 from timm_rla.common.errors import UserError
 from timm_rla.models.blocks import RecurrentBlock
 from timm_rla.ops.gated_norm import form
@@ -117,6 +118,26 @@ def test_forms_of_layer_attention_need_one(suffix):
     for as_run in False, True:
         with pytest.raises(UserError, match=f"resnet20_cifar.*'{suffix}' is only for networks with layer attention"):
             create(f'resnet20_cifar+{suffix}', as_run)
+
+
+@pytest.mark.parametrize('neck', ['fpn', 'c4'])
+def test_detectors(neck):
+    """As they are trained from weights of classification: batch norms are constants, 3 stages and more are trained."""
+    model = create(f'rla_resnet18+hidden_dim=16+{neck}')
+    assert type(model) is FasterRCNN and not model.training
+    assert any(isinstance(m, nn.LSTMCell) and m.hidden_size == 16 for m in model.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    body = model.backbone.body
+    frozen = [name for name, p in body.named_parameters() if not p.requires_grad]
+    assert any('conv1' in name for name in frozen) and not any('layer3' in name for name in frozen)
+    assert is_detector(f'rla_resnet18+{neck}') and not is_detector('rla_resnet18+folded')
+
+
+@pytest.mark.parametrize('name', [
+    'resnet18+fpn+c4', 'rla_resnet18+folded+fpn', 'vit_tiny_patch16_224+fpn', 'resnet18+nonsense=1+fpn'])
+def test_detectors_that_are_not_possible(name):
+    with pytest.raises(UserError, match=name.split('+')[0]):
+        create(name)
 
 
 def test_unknown_suffix_names_the_allowed_ones():

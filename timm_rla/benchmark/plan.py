@@ -10,9 +10,11 @@ from ..common.environment import describe_environment
 from ..common.errors import UserError, blame, closest
 from .results import find, read
 from .suites import SUITES, Setting
-from .variants import FOLDED, TRITON, suffixes
+from .variants import FOLDED, TRITON, is_detector, suffixes
 
 __all__ = ['check_devices', 'not_measured', 'plan_models', 'plan_suite']
+
+DETECTOR_SIZE = 800  # short side of images in torchvision
 
 
 def plan_suite(suite: str, only: Sequence[str] = ()) -> List[Setting]:
@@ -50,7 +52,8 @@ def plan_models(
         batch_sizes: Images per step.
         device: 'cpu', 'cuda' or 'cuda:N'.
         baseline: The one of the models that ratios refer to, the first if None.
-        img_size: Height and width of images in pixels, those that the baseline is made for if None.
+        img_size: Height and width of images in pixels, those that the baseline is made for if None. Detectors have
+            images that are wider by a third, and all models are detectors then.
         model_kwargs: Arguments of every model, each as 'KEY=VALUE'.
         **how: Further arguments of `Setting`.
 
@@ -64,13 +67,16 @@ def plan_models(
     baseline = baseline or models[0]
     if baseline not in models:
         raise UserError(f'--baseline {baseline}: not among the models {", ".join(models)}')
+    if len(set(map(is_detector, models))) > 1:
+        raise UserError(f'--model {" ".join(models)}: detectors and classifiers have other images and losses')
     names = [baseline, *(name for name in models if name != baseline)]
     return [
         Setting(
             models=tuple('+'.join([name, *model_kwargs]) for name in names),
             mode=mode,
             batch_size=batch_size,
-            img_size=img_size or get_pretrained_cfg(baseline.split('+')[0]).input_size[-1],
+            img_size=img_size or (
+                DETECTOR_SIZE if is_detector(baseline) else get_pretrained_cfg(baseline.split('+')[0]).input_size[-1]),
             device=device,
             **how,
         )

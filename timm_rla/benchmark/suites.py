@@ -13,7 +13,7 @@ class Setting:
         models: Names in the notation of `variants.create`; ratios refer to the first.
         mode: 'train' or 'infer'.
         batch_size: Images per step.
-        img_size: Their height and width in pixels.
+        img_size: Their height and width in pixels; detectors have images that are wider by a third.
         device: 'cpu', 'cuda' or 'cuda:N'.
         precision: A key of `precision.PRECISIONS`.
         channels_last: Use the channels_last memory layout.
@@ -130,6 +130,14 @@ def _forms() -> Tuple[List[Setting], List[Setting]]:
     ]
 
 
+def _detectors(ways: Iterable[Dict[str, Any]], **common: Any) -> List[Setting]:
+    """Faster R-CNN on the plain, the SE and the RLA network of depth 50, with each neck in each way."""
+    return [
+        Setting(tuple(f'{name}+{neck}' for name in ('resnet50', 'seresnet50', 'rla_resnet50')), **common, **way)
+        for neck in ('fpn', 'c4') for way in ways
+    ]
+
+
 _NETWORKS = ('resnet18', 'resnet50', 'resnet101')
 _CIFAR_NETWORKS = ('resnet20_cifar', 'resnet56_cifar')
 _CPU_WAYS = (
@@ -158,6 +166,11 @@ SUITES: Dict[str, List[Setting]] = {
         *_compare(_CIFAR_NETWORKS, _GPU_WAYS, img_size=32, **_GPU),
     ],
     'cpu': _compare(_NETWORKS, _CPU_WAYS, **_CPU),
+    'detection-gpu': _detectors(
+        (dict(mode='train', batch_size=8), dict(mode='infer', batch_size=8)), img_size=800,
+        device='cuda', precision='amp_bfloat16'),
+    'detection-cpu': _detectors(
+        (dict(mode='train', batch_size=2), dict(mode='infer', batch_size=1)), img_size=480, **_CPU),
     'forms-gpu': _FORMS_GPU,
     'forms-cpu': _FORMS_CPU,
     **{

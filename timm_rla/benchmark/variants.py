@@ -1,18 +1,23 @@
-"""Models by name: 'rla_resnet50+hidden_dim=128+folded' is a model of timm, with arguments, in one of its forms."""
+"""Models by name: 'rla_resnet50+hidden_dim=128+folded' is a model of timm, with arguments, in one of its forms.
+
+'rla_resnet50+fpn' is a detector on it.
+"""
 import ast
 import importlib.util
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn as nn
 from timm.utils import reparameterize_model
 
-from ..common.errors import UserError
+from ..common.errors import UserError, blame
 from ..common.networks import build_model
+from ..detection.faster_rcnn import NECKS, fasterrcnn
 from ..models.blocks import RecurrentBlock
 from ..ops.gated_norm import set_form
 
-__all__ = ['FOLDED', 'REGIONAL', 'REGIONAL_BACKEND', 'SUFFIXES', 'TRITON', 'create', 'recurrent_blocks', 'suffixes']
+__all__ = ['FOLDED', 'REGIONAL', 'REGIONAL_BACKEND', 'SUFFIXES', 'TRITON', 'create', 'is_detector', 'recurrent_blocks',
+           'suffixes']
 
 REGIONAL_BACKEND = 'inductor'
 
@@ -54,10 +59,23 @@ def _compile_tails(model: nn.Module) -> nn.Module:
     return model
 
 
+def _detector(neck: str) -> Callable[[str, Dict[str, Any]], nn.Module]:
+    """Creates a detector as it is trained from weights of classification: 3 stages trained, batch norms frozen."""
+    def create_detector(backbone: str, kwargs: Dict[str, Any]) -> nn.Module:
+        with blame(f'--model {backbone}+{neck}', ValueError):
+            return fasterrcnn(backbone, neck=neck, trainable_layers=3, backbone_kwargs=kwargs)
+    return create_detector
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
 class Suffix(NamedTuple):
     """A form of a model."""
     apply: Callable[[nn.Module], nn.Module]
     help: str
+    create: Optional[Callable[[str, Dict[str, Any]], nn.Module]] = None  # the model of name and arguments
     resizes: bool = False  # changes what the model is, not only how it runs
     plain_too: bool = False  # goes with networks without layer attention
 
@@ -69,6 +87,10 @@ SUFFIXES: Dict[str, Suffix] = {  # in the order in which they are applied
     'general': Suffix(_call_norms, 'the general form, where the last norm of each block is called as a module'),
     TRITON: Suffix(_use_triton, 'by the Triton kernels in eager mode on a GPU'),
     REGIONAL: Suffix(_compile_tails, 'torch.compile of what follows the last convolution of each block'),
+    **{
+        neck: Suffix(_as_it_is, f'Faster R-CNN on it, neck {neck}', _detector(neck), resizes=True, plain_too=True)
+        for neck in NECKS
+    },
 }
 
 
@@ -97,6 +119,11 @@ def _value(text: str) -> Any:
         return text
 
 
+def is_detector(name: str) -> bool:
+    """True if a name is that of a detector."""
+    return any(SUFFIXES[key].create for key in suffixes(name))
+
+
 def suffixes(name: str) -> List[str]:
     """The suffixes of a name, keys of `SUFFIXES` in that order.
 
@@ -118,7 +145,10 @@ def create(name: str, as_run: bool = True) -> nn.Module:
         UserError: No such model, argument or suffix, or one that the model cannot have.
     """
     base, kwargs, chosen = _parse(name)
-    model = build_model(base, kwargs).eval()
+    makers = [SUFFIXES[key].create for key in chosen if SUFFIXES[key].create]
+    if makers and len(chosen) > 1:
+        raise UserError(f'--model {name}: a detector has no other form, so not {" and ".join(chosen)} together')
+    model = (makers[0] if makers else build_model)(base, kwargs).eval()
     for key in chosen:
         suffix = SUFFIXES[key]
         if not suffix.plain_too and not recurrent_blocks(model):

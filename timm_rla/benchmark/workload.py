@@ -7,20 +7,23 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import FasterRCNN
 
 from .precision import PRECISIONS
 from .suites import Setting
 
 __all__ = ['Workload', 'count', 'peak_memory']
 
+OBJECTS = 8  # of an image that a detector is trained on
 WARM_UP = 3  # steps; a CUDA graph is recorded in the second
 CUDA_GRAPHS = ('reduce-overhead', 'max-autotune')  # modes in which the allocator does not see a step
 
@@ -30,7 +33,7 @@ def count(model: nn.Module, img_size: int) -> Dict[str, float]:
 
     Args:
         model: In eval mode, on the CPU.
-        img_size: Height and width of the image.
+        img_size: Of the image, as `image_shape` takes it.
 
     Returns:
         Parameters in millions; for one image, multiplications (with addition) of convolutions and matrix products in
@@ -43,12 +46,26 @@ def count(model: nn.Module, img_size: int) -> Dict[str, float]:
     })
     flops = FlopCounterMode(display=False)
     with torch.no_grad(), written, flops:  # they cannot follow modules in inference mode
-        model(torch.zeros(1, 3, img_size, img_size))
+        model(torch.zeros(1, *image_shape(model, img_size)))
     return dict(
         gmacs=flops.get_total_flops() / 2e9,
         macts=written.get_total_flops() / 1e6,
         param_count=sum(p.numel() for p in model.parameters()) / 1e6,
     )
+
+
+def image_shape(model: nn.Module, img_size: int) -> Tuple[int, int, int]:
+    """Channels, height and width of images: as wide as high, for detectors wider by a third, as photos are."""
+    return 3, img_size, img_size * 4 // 3 if isinstance(model, FasterRCNN) else img_size
+
+
+def _targets(shape: Tuple[int, int, int], num_classes: int, device: torch.device) -> Dict[str, torch.Tensor]:
+    """Made-up objects of one image, from a sixteenth to a half of its height."""
+    _, height, width = shape
+    low = torch.rand(OBJECTS, 2) * torch.tensor([width / 2, height / 2])
+    size = (1 / 16 + 7 / 16 * torch.rand(OBJECTS, 2)) * height
+    return dict(boxes=torch.cat([low, low + size], 1).to(device),
+                labels=torch.randint(1, num_classes, (OBJECTS,), device=device))
 
 
 class Workload:
@@ -65,11 +82,22 @@ class Workload:
         dtype = precision.dtype
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         training = setting.mode == 'train'
-        shape = (setting.batch_size, 3, setting.img_size, setting.img_size)
+        shape = image_shape(model, setting.img_size)
         self.device = device
         self.model = model.to(device=device, dtype=dtype, memory_format=layout).train(training)
-        self.images = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=layout)
-        self.labels = torch.randint(model.num_classes, shape[:1], device=device)
+        self.images: Any = torch.randn(
+            setting.batch_size, *shape, device=device, dtype=dtype).contiguous(memory_format=layout)
+        self.targets: Any
+        self.loss: Callable[[], torch.Tensor]
+        if isinstance(model, FasterRCNN):
+            model.transform.min_size, model.transform.max_size = shape[1:2], shape[2]  # images as they are
+            num_classes = model.roi_heads.box_predictor.cls_score.out_features
+            self.images = list(self.images.sigmoid())
+            self.targets = [_targets(shape, num_classes, device) for _ in self.images]
+            self.loss = self._detector_loss
+        else:
+            self.targets = torch.randint(model.num_classes, self.images.shape[:1], device=device)
+            self.loss = self._classifier_loss
         self.autocast = partial(precision.context, device.type)
         self.optimizer = create_optimizer_v2(model, opt='sgd', lr=1e-4) if training else None
         self.forward = self.model
@@ -81,6 +109,12 @@ class Workload:
                 mode=setting.torchcompile_mode or None,
             )
 
+    def _classifier_loss(self) -> torch.Tensor:
+        return F.cross_entropy(self.forward(self.images), self.targets)
+
+    def _detector_loss(self) -> torch.Tensor:
+        return sum(self.forward(self.images, self.targets).values())
+
     def step(self) -> None:
         """One step of training or inference."""
         if self.optimizer is None:
@@ -89,7 +123,7 @@ class Workload:
             return
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = F.cross_entropy(self.forward(self.images), self.labels)
+            loss = self.loss()
         loss.backward()
         self.optimizer.step()
 
@@ -127,8 +161,10 @@ class Workload:
             self.optimizer.zero_grad(set_to_none=True)  # so that all that the step frees is its own
             state = [value for values in self.optimizer.state.values() for value in values.values()]
         gc.collect()
-        tensors = [self.images, self.labels, *self.model.parameters(), *self.model.buffers(), *state]
-        held = sum(t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t))
+        given = tree_leaves((self.images, self.targets))
+        tensors = [*given, *self.model.parameters(), *self.model.buffers(), *state]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if torch.is_tensor(t)}
+        held = sum(storage.nbytes() for storage in storages.values())
         return held + peak_memory(self.step, str(self.device))
 
     def _synchronize(self) -> None:

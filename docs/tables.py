@@ -15,6 +15,7 @@ import timm_rla  # noqa: F401, registers the models
 from timm_rla.benchmark.allocator import KEEP_FREED
 from timm_rla.benchmark.results import find, read
 from timm_rla.benchmark.suites import FORMS, SCALING, SUITES, Point, Setting
+from timm_rla.benchmark.variants import is_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = {  # prefix of the names: that of the network without layer attention
@@ -99,7 +100,9 @@ def _title(setting: Setting) -> str:
     device = 'CPU' if setting.device == 'cpu' else 'GPU'
     how = 'compiled' if setting.torchcompile else 'eager'
     mode = {'train': 'training', 'infer': 'inference'}[setting.mode]
-    return f'{device}, {how}, {mode}, batch {setting.batch_size}, {setting.img_size} px'
+    size = setting.img_size
+    pixels = f'{size * 4 // 3}x{size}' if is_detector(setting.models[0]) else size
+    return f'{device}, {how}, {mode}, batch {setting.batch_size}, {pixels} px'
 
 
 def _ratio(row: Dict[str, str]) -> str:
@@ -139,6 +142,22 @@ def benchmark() -> List[str]:
                 label = ''
             for cells, names in missing.items():
                 lines.append(_line([label, ', '.join(names), *cells]))
+    return lines + _machines(used)
+
+
+def detectors() -> List[str]:
+    """The suites `detection-*`: one row for each setting."""
+    lines = ['| | detector | SE | RLA | memory, SE | RLA |', '|---|---|---|---|---|---|']
+    used = []
+    for suite in ('detection-gpu', 'detection-cpu'):
+        measured = _measured(suite)
+        for setting in SUITES[suite]:
+            rows = find(measured, setting)
+            used += rows.values()
+            cells = [_cell(setting, rows, name, _ratio) for name in setting.models[1:]]
+            cells += [_cell(setting, rows, name, lambda row: f'{float(row["memory_ratio"]):.3f}')
+                      for name in setting.models[1:]]
+            lines.append(_line([_title(setting), f'`{setting.models[0]}`', *cells]))
     return lines + _machines(used)
 
 
@@ -212,47 +231,78 @@ def libraries() -> List[str]:
 
 
 EVIDENCE = ROOT / 'results' / 'cifar10-depth20'
+DETECTORS = ROOT / 'results' / 'bccd-depth18'
+
+
+def _cells(folder: Path, metric: str) -> Dict[str, Dict[str, str]]:
+    """A row of a report for each network that has one, by its key."""
+    with open(folder / 'report.csv', newline='') as f:
+        return {row['cell']: row for row in csv.DictReader(f) if row['metric'] == metric}
+
+
+def _figures(row: Dict[str, str]) -> List[str]:
+    """Mean and standard deviation, seeds, difference and interval."""
+    mean, difference = NOT_MEASURED, '-'
+    if row['mean']:
+        mean = f'{float(row["mean"]):.2f}' + (f' ± {float(row["std"]):.2f}' if row['std'] else '')
+    if row['lower']:
+        difference = '{:+.2f} ({:+.2f} to {:+.2f})'.format(
+            *(float(row[key]) for key in ('difference', 'lower', 'upper')))
+    return [mean, row['n'], difference]
 
 
 def accuracy() -> List[str]:
     """Errors of the networks of `EVIDENCE` that have runs, beside the paper's, and differences from the plain one."""
-    with open(EVIDENCE / 'report.csv', newline='') as f:
-        cells = {row['model']: row for row in csv.DictReader(f) if row['value']}
     lines = [
         _line(['network', 'top-1 error, %', 'seeds', 'minus plain, paired by seed', 'paper']),
         '|---|---|---|---|---|',
     ]
-    for model, row in cells.items():
-        error, difference = f'{float(row["mean"]):.2f}', '-'
-        if row['std']:
-            error += f' ± {float(row["std"]):.2f}'
-        if row['lower']:
-            difference = '{:+.2f} ({:+.2f} to {:+.2f})'.format(
-                *(float(row[key]) for key in ('difference', 'lower', 'upper')))
-        lines.append(_line([f'`{model}`', error, row['n'], difference, row['paper'] or '-']))
-    return lines
+    return lines + [_line([f'`{row["model"]}`', *_figures(row), row['paper'] or '-'])
+                    for row in _cells(EVIDENCE, 'error').values() if row['mean']]
+
+
+def detector_accuracy() -> List[str]:
+    """The same of the detectors of `DETECTORS`, in both metrics."""
+    lines = [
+        _line(['backbone', 'mAP@[.5,.95], %', 'seeds', 'minus plain, paired by seed', 'mAP@.5, %', 'seeds',
+               'minus plain']),
+        '|---|---|---|---|---|---|---|',
+    ]
+    large = _cells(DETECTORS, 'map_50')
+    return lines + [_line([f'`{row["model"]}`', *_figures(row), *_figures(large[key])])
+                    for key, row in _cells(DETECTORS, 'map').items()]
+
+
+def _verdict(name: str, plain_name: str, row: Dict[str, str], plain: Dict[str, str], sign: int) -> str:
+    """The rule of docs/evidence.md and docs/detection.md, applied to a network; `sign` is -1 if lower is better."""
+    if not row.get('lower'):
+        return f'- **{name} against {plain_name}:** {NOT_MEASURED}.'
+    difference, lower, upper = (float(row[column]) for column in ('difference', 'lower', 'upper'))
+    worst, best = sorted((sign * lower, sign * upper))
+    verdict = 'it helps' if worst > 0 else 'it hurts' if best < 0 else 'these runs cannot tell'
+    text = f'- **{name} against {plain_name}: {verdict}.** {difference:+.2f} points, {lower:+.2f} to {upper:+.2f}, ' \
+           f'n = {row["pairs"]}.'
+    if row['paper']:
+        text += f' The paper has {float(row["paper"]) - float(plain["paper"]):+.2f}.'
+    return text
 
 
 QUESTIONS = {'rla': 'RLA-20', 'se': 'SE-20', 'rla_vector': 'RLA-vector-20', 'ia_rla': 'IA+RLA-20'}
 
 
 def answer() -> List[str]:
-    """The rule of docs/evidence.md, applied to each network of `EVIDENCE` that has an interval."""
-    with open(EVIDENCE / 'report.csv', newline='') as f:
-        cells = {row['cell']: row for row in csv.DictReader(f)}
+    """For each network of `EVIDENCE`."""
+    cells = _cells(EVIDENCE, 'error')
+    return [_verdict(name, 'ResNet-20', cells.get(key, {}), cells['plain'], -1) for key, name in QUESTIONS.items()]
+
+
+def detector_answer() -> List[str]:
+    """For each network of `DETECTORS`, in both metrics."""
     lines = []
-    for key, name in QUESTIONS.items():
-        row = cells.get(key, {})
-        if not row.get('lower'):
-            lines.append(f'- **{name} against ResNet-20:** not measured.')
-            continue
-        difference, lower, upper = (float(row[column]) for column in ('difference', 'lower', 'upper'))
-        verdict = 'it helps' if upper < 0 else 'it hurts' if lower > 0 else 'these runs cannot tell'
-        text = f'- **{name} against ResNet-20: {verdict}.** {difference:+.2f} points, {lower:+.2f} to {upper:+.2f}, ' \
-               f'n = {row["pairs"]}.'
-        if row['paper']:
-            text += f' The paper has {float(row["paper"]) - float(cells["plain"]["paper"]):+.2f}.'
-        lines.append(text)
+    for metric, text in (('map', 'mAP@[.5,.95]'), ('map_50', 'mAP@.5')):
+        cells = _cells(DETECTORS, metric)
+        lines += [_verdict(f'{name}, {text},', 'ResNet-18', cells[key], cells['plain'], 1)
+                  for key, name in (('rla', 'RLA-18'), ('se', 'SE-18'))]
     return lines
 
 
@@ -293,6 +343,9 @@ SECTIONS: Dict[str, Section] = {
     'scaling': Section('README.md', scaling),
     'libraries': Section('README.md', libraries),
     'forms': Section('docs/design.md', forms),
+    'detector accuracy': Section('docs/detection.md', detector_accuracy),
+    'detector answer': Section('docs/detection.md', detector_answer),
+    'detectors': Section('docs/detection.md', detectors),
     'torture': Section('docs/reliability.md', torture),
 }
 

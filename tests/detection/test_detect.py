@@ -28,12 +28,14 @@ def data(tmp_path_factory):
     (root / 'annotations').mkdir(), (root / 'images').mkdir()
     generator = torch.Generator().manual_seed(0)
     images, annotations = [], []
-    for i in range(6):
+    for i in range(8):
         width, height = (96, 64) if i % 2 else (64, 96)
         image = Image.new('RGB', (width, height), 'grey')
-        for category in list(COLORS)[:i % 3]:
-            x, y, w, h = [int(torch.randint(8, 30, (), generator=generator)) for _ in range(4)]
-            ImageDraw.Draw(image).rectangle((x, y, x + w, y + h), fill=COLORS[category])
+        for side, category in enumerate(COLORS if i else ()):
+            w, h = [int(torch.randint(14, 26, (), generator=generator)) for _ in range(2)]
+            x = side * width // 2 + int(torch.randint(width // 2 - w, (), generator=generator))
+            y = int(torch.randint(height - h, (), generator=generator))
+            ImageDraw.Draw(image).rectangle((x, y, x + w - 1, y + h - 1), fill=COLORS[category])
             annotations.append(dict(id=len(annotations) + 1, image_id=i + 10, category_id=category,
                                     bbox=[x, y, w, h], area=w * h, iscrowd=0))
         image.save(root / 'images' / f'{i}.png')
@@ -60,7 +62,7 @@ def weights(folder):
 @pytest.mark.parametrize('last', [2, 4])
 def test_going_on_is_bit_for_bit_the_whole_run(data, run, tmp_path, monkeypatch, last):
     """A run that is killed behind a checkpoint, before or at an evaluation; another number of workers."""
-    from timm_rla.detection.training import Checkpoints
+    from timm_rla.detection.callbacks import Checkpoints
     save = Checkpoints._save
 
     def save_and_die(self, trainer):
@@ -91,8 +93,23 @@ def test_the_end_is_evaluated(data, tmp_path, iterations):
         assert (tmp_path / 'short' / f'{name}.ckpt').is_file()
 
 
+@pytest.fixture(scope='module')
+def fitted(data, tmp_path_factory):
+    """Folder of a run that goes on until it knows its 8 images."""
+    output = tmp_path_factory.mktemp('fitted')
+    assert cli.main([*TRAIN, '--data-dir', str(data), '--output', str(output), '--experiment', 'fitted',
+                     '--pyramid-channels', '32', '--iterations', '100', '--batch-size', '8', '--eval-interval', '100',
+                     '--lr', '0.02', '--warmup-iterations', '10', '--milestones', '80', '--clip-grad', '10',
+                     '--rpn-batch-size-per-image', '64', '--rpn-pre-nms-top-n-train', '200']) == 0
+    return output / 'fitted'
+
+
+def test_overfits(fitted):
+    assert json.loads((fitted / 'metrics.json').read_text())['map_50'] > 0.9
+
+
 def test_asked_to_stop(data, run, tmp_path, monkeypatch):
-    from timm_rla.detection.training import Lines
+    from timm_rla.detection.callbacks import Lines
     monkeypatch.setattr(Lines, 'on_train_start', lambda self, trainer, module: signal.raise_signal(signal.SIGTERM))
     arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']
     assert cli.main(arguments) == 75
@@ -126,7 +143,7 @@ def test_prediction(data, run, tmp_path, capsys):
     assert cli.main(['detect', 'predict', str(tmp_path / 'a.png'), str(tmp_path / 'b.png'), '--device', 'cpu',
                      '--checkpoint', str(run / 'checkpoint-6.ckpt'), '--output', str(tmp_path / 'drawn'),
                      '--score-thresh', '0.05', '--json', str(tmp_path / 'found.json')]) == 2
-    assert 'b.png: cannot be read' in capsys.readouterr().err
+    assert 'cannot read image' in capsys.readouterr().err
     with Image.open(tmp_path / 'drawn' / '0001-a.png') as drawn:
         assert drawn.size == (96, 64)
     found = json.loads((tmp_path / 'found.json').read_text())

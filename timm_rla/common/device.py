@@ -11,7 +11,7 @@ from timm.utils.distributed import init_distributed_device_so
 
 from .errors import UserError, blame
 
-__all__ = ['Placement', 'check_device', 'default_device', 'default_workers', 'place']
+__all__ = ['Placement', 'check_device', 'default_device', 'default_workers', 'mixed_precision', 'place']
 
 _logger = logging.getLogger(__name__)
 
@@ -68,6 +68,14 @@ def check_device(device: str) -> None:
         raise UserError(f'--device {device}: PyTorch finds no GPU here; --device cpu runs without one')
 
 
+def mixed_precision(dtype: str, device: str) -> str:
+    """The lower precision of mixed precision: that asked for; on a CPU never float16, which is slow there, and said."""
+    if dtype == 'float16' and device.startswith('cpu'):
+        _logger.info('--amp: in bfloat16; float16, the default, takes minutes for a step on a CPU')
+        return 'bfloat16'
+    return dtype
+
+
 def place(
         device: str,
         model_dtype: Optional[str] = None,
@@ -79,8 +87,7 @@ def place(
     Args:
         device: Device, as timm names it.
         model_dtype: Name of the model's own dtype, float32 if None.
-        amp_dtype: Name of the lower precision of mixed precision, none if None; on a CPU never float16, which has no
-            fast convolutions there.
+        amp_dtype: Name of the lower precision of mixed precision, none if None, as `mixed_precision` takes it.
         channels_last: Use the channels_last memory layout.
 
     Raises:
@@ -92,9 +99,8 @@ def place(
     if torch.cuda.is_available():  # as timm's scripts
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    if amp_dtype == 'float16' and device.startswith('cpu'):
-        amp_dtype = 'bfloat16'
-        _logger.info('--amp: in bfloat16; float16, the default, takes minutes for a step on a CPU')
+    if amp_dtype:
+        amp_dtype = mixed_precision(amp_dtype, device)
     with blame(f'--device {device}', AssertionError, RuntimeError, ValueError):
         found = init_distributed_device_so(device)
     return Placement(

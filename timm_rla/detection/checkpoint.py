@@ -2,7 +2,7 @@
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from torchvision.models.detection import FasterRCNN
 
@@ -41,15 +41,20 @@ EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of a description
     'category_ids': _each(lambda value: isinstance(value, int)),
     'anchor_sizes': _each(_is_number),
     'anchor_ratios': _each(_is_number),
-    'min_size': _each(_is_number),
+    'image_mean': _each(_is_number),
+    'image_std': _each(_is_number),
+    'min_size': lambda value: _is_number(value) or _each(_is_number)(value),
     **dict.fromkeys((
-        'roi_size', 'pyramid_channels', 'max_size', 'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test',
-        'rpn_post_nms_top_n_train',
-        'rpn_post_nms_top_n_test', 'rpn_batch_size_per_image', 'box_score_thresh', 'box_nms_thresh',
-        'box_detections_per_img', 'box_batch_size_per_image', 'box_positive_fraction',
+        'roi_size', 'pyramid_channels', 'max_size',
+        'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test', 'rpn_post_nms_top_n_train', 'rpn_post_nms_top_n_test',
+        'rpn_nms_thresh', 'rpn_fg_iou_thresh', 'rpn_bg_iou_thresh', 'rpn_score_thresh',
+        'rpn_batch_size_per_image', 'rpn_positive_fraction',
+        'box_score_thresh', 'box_nms_thresh', 'box_detections_per_img', 'box_fg_iou_thresh', 'box_bg_iou_thresh',
+        'box_batch_size_per_image', 'box_positive_fraction',
     ), _is_number),
 }
 NOT_OF_THE_MODEL = {'names', 'category_ids'}
+ALWAYS = {'backbone', 'neck', *NOT_OF_THE_MODEL}  # others have defaults
 
 
 def load_detector(path: str, option: str = '--checkpoint', device: str = 'cpu', **kwargs: Any) -> TrainedDetector:
@@ -71,7 +76,8 @@ def load_detector(path: str, option: str = '--checkpoint', device: str = 'cpu', 
         key.removeprefix('detector.'): value for key, value in checkpoint['state_dict'].items()
         if key.startswith('detector.')
     }
-    given = architecture_arguments(description['backbone_kwargs'], network_class(description['backbone']), source)
+    network = network_class(description['backbone'])
+    given = architecture_arguments(description.get('backbone_kwargs', {}), network, source)
     check_sizes(given, weights, source)
     arguments = {key: value for key, value in description.items() if key not in NOT_OF_THE_MODEL}
     arguments.update(backbone_kwargs=given, num_classes=len(description['names']) + 1, **kwargs)
@@ -93,7 +99,7 @@ def describe(checkpoint: Dict[str, Any], source: str) -> Dict[str, Any]:
     description = checkpoint.get('detector')
     if not isinstance(description, dict):
         raise UserError(f'{source}: not of timm-rla detect train; it has no detector')
-    for key in EXPECTED.keys() | description.keys():
+    for key in ALWAYS | description.keys():
         if key not in EXPECTED or key not in description or not EXPECTED[key](description[key]):
             raise UserError(f'{source}: damaged, its detector has {reprlib.repr(key)} '
                             f'{reprlib.repr(description.get(key))}')
@@ -112,12 +118,11 @@ def checkpoints(folder: Path) -> List[Path]:
     return sorted(folder.glob('checkpoint-*.ckpt'), key=iterations, reverse=True)
 
 
-def find_last(folder: Path) -> Optional[Path]:
-    """The newest checkpoint of a run that can be read; None if there is none."""
+def find_last(folder: Path) -> Tuple[Optional[Path], Dict[str, Any]]:
+    """The newest checkpoint of a run that can be read, and what is in it; None and {} if there is none."""
     for path in checkpoints(folder):
         try:
-            read_checkpoint(str(path), '--resume')
+            return path, read_checkpoint(str(path), '--resume')
         except UserError:
             continue
-        return path
-    return None
+    return None, {}

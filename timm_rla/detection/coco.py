@@ -6,13 +6,13 @@ import reprlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 
 from ..common.errors import UserError, blame
 
-__all__ = ['CocoSplit', 'ImageEntry', 'LAYOUTS', 'Layout', 'describe_split', 'find_layout', 'read_split']
+__all__ = ['CocoSplit', 'ImageEntry', 'LAYOUTS', 'Layout', 'describe_split', 'find_layout', 'read_folder', 'read_split']
 
 _logger = logging.getLogger(__name__)
 
@@ -73,6 +73,20 @@ class CocoSplit:
     images: List[ImageEntry]
     names: List[str]  # of labels 1 to K
     category_ids: List[int]  # of labels 1 to K
+
+
+def read_folder(root: Union[str, Path]) -> Tuple[CocoSplit, CocoSplit]:
+    """Read training and validation images of a data set in the format of COCO.
+
+    Args:
+        root: Its folder, in one of `LAYOUTS`.
+
+    Raises:
+        UserError: In none of them, or as for `read_split`.
+    """
+    layout = LAYOUTS[find_layout(Path(root))]
+    train, val = (read_split(*layout.paths(Path(root), split), '--data-dir') for split in (layout.train, layout.val))
+    return train, val
 
 
 def read_split(annotations: Path, images: Path, option: str, skip_missing: bool = False) -> CocoSplit:

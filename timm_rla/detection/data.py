@@ -5,13 +5,13 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import lightning.pytorch as pl
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms import v2
 
-from ..common.errors import UserError, one_line
+from ..common.errors import UserError
+from ..common.images import read_image
 from .coco import CocoSplit, ImageEntry
 
 __all__ = ['Batches', 'DetectionData', 'EvaluationImages', 'TrainingImages', 'read_pixels', 'training_boxes']
@@ -26,11 +26,8 @@ def read_pixels(path: Any) -> torch.Tensor:
     Raises:
         UserError: It cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            return v2.functional.to_dtype(v2.functional.pil_to_tensor(image.convert('RGB')), torch.float32, scale=True)
-    except (OSError, SyntaxError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as e:
-        raise UserError(f'{path}: cannot be read ({one_line(e)})') from e
+    return v2.functional.to_dtype(
+        v2.functional.pil_to_tensor(read_image(path).convert('RGB')), torch.float32, scale=True)
 
 
 def _read(entry: ImageEntry) -> torch.Tensor:

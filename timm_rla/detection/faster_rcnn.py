@@ -66,6 +66,9 @@ def fasterrcnn(
         **kwargs: Arguments of torchvision's `FasterRCNN`, such as `min_size`, `box_score_thresh` or
             `rpn_batch_size_per_image`.
 
+    Returns:
+        torchvision's detector; its `arguments` are those above that make it anew.
+
     Raises:
         ValueError: Unknown network or neck, a network without the strides, or a number out of range.
         UserError: `pretrained` is no checkpoint.
@@ -94,7 +97,12 @@ def fasterrcnn(
         network = freeze_batch_norm_2d(network)
     mean_and_std = {f'image_{key}': network.pretrained_cfg[key] for key in ('mean', 'std')}
     parts = Parts(num_classes, anchor_sizes, anchor_ratios, roi_size, pyramid_channels)
-    return kind.build(network, parts, **{**mean_and_std, **kwargs})
+    model = kind.build(network, parts, **{**mean_and_std, **kwargs})
+    model.arguments = dict(  # what makes it anew but for the classes: checkpoints have it
+        backbone=backbone, neck=neck, frozen_bn=frozen_bn, backbone_kwargs=dict(backbone_kwargs or {}),
+        anchor_sizes=anchor_sizes, anchor_ratios=anchor_ratios, roi_size=roi_size, pyramid_channels=pyramid_channels,
+        **kwargs)
+    return model
 
 
 class Parts(NamedTuple):

@@ -10,7 +10,7 @@ from ..common.errors import UserError
 from ..common.options import OptionParser
 from .coco import LAYOUTS, CocoSplit, find_layout, read_split
 from .faster_rcnn import NECKS
-from .training import Schedule
+from .schedule import Schedule
 
 __all__ = ['add_checkpoint_options', 'add_data_options', 'detector_arguments', 'read_data', 'schedule', 'train_parser']
 

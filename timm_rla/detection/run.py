@@ -16,22 +16,25 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torchvision.models.detection import FasterRCNN
 
 from ..common.checkpoint import read_checkpoint
-from ..common.device import check_device
+from ..common.device import check_device, mixed_precision
 from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.lock import exclusive
 from ..common.stopping import StopRequest
 from ..common.summary import trim_summary
+from .callbacks import CheckpointFiles, Checkpoints, Lines
 from .checkpoint import TrainedDetector, describe, find_last
 from .coco import CocoSplit, describe_split
 from .data import DetectionData, training_boxes
 from .faster_rcnn import fasterrcnn
+from .module import Detection
 from .options import detector_arguments, read_data, schedule
-from .training import CheckpointFiles, Checkpoints, Detection, Lines, StopOnRequest
 
 __all__ = ['evaluate', 'train']
 
 _logger = logging.getLogger(__name__)
+
+PRECISIONS = {'float16': '16-mixed', 'bfloat16': 'bf16-mixed'}  # Lightning's names
 
 
 def _processes() -> int:
@@ -93,13 +96,11 @@ def train(args: argparse.Namespace) -> Path:
             for split in splits.values()))
     check_device(args.device)
     torch.manual_seed(args.seed)
-    names, ids = splits['train'].names, splits['train'].category_ids
-    detector = build_detector(args, len(names) + 1)
-    description = dict(detector_arguments(args), names=names, category_ids=ids)
+    detector = build_detector(args, len(splits['train'].names) + 1)
     batch_size = args.batch_size * args.accumulate * _processes()
     plan = schedule(args, batch_size)
     folder = Path(args.output) / (args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{args.backbone}-{args.neck}')
-    module = Detection(detector, description, plan, args.seed, folder)
+    module = Detection(detector, splits['train'], plan, args.seed, folder)
     data = DetectionData(
         splits['train'], splits['val'], args.batch_size, args.workers, args.seed, args.hflip, args.skip_unreadable)
     if int(os.environ.get('RANK', 0)):
@@ -131,16 +132,18 @@ def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, A
         if any(folder.glob('*.ckpt')):
             raise UserError(f'--experiment {folder}: holds a run; --resume auto goes on with it')
         return None, 0
-    path = find_last(folder) if args.resume == 'auto' else Path(args.resume)
+    if args.resume == 'auto':
+        path, checkpoint = find_last(folder)
+    else:
+        path, checkpoint = Path(args.resume), read_checkpoint(args.resume, '--resume')
     if path is None:
         if any(folder.glob('*.ckpt')):
             raise UserError(f'--resume auto: no checkpoint in {folder} can be read')
         return None, 0
-    checkpoint = read_checkpoint(str(path), '--resume')
     found = describe(checkpoint, f'--resume {path}')
     for key, value in description.items():
-        if found[key] != value:
-            raise UserError(f'--resume {path}: of a detector with {key} {found[key]!r}, not {value!r}')
+        if found.get(key) != value:
+            raise UserError(f'--resume {path}: of a detector with {key} {found.get(key)!r}, not {value!r}')
     return path, checkpoint['global_step']
 
 
@@ -153,9 +156,8 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
     with StopRequest() as stop:
         callbacks: List[pl.Callback] = [
             Lines(args.log_interval),
-            Checkpoints(folder, args.checkpoint_interval, eval_interval),
+            Checkpoints(folder, args.checkpoint_interval, eval_interval, stop),
             best,
-            StopOnRequest(stop, folder, eval_interval),
         ]
         if args.model_ema:
             callbacks.append(EMAWeightAveraging(decay=args.model_ema_decay))
@@ -167,7 +169,7 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
             check_val_every_n_epoch=None,
             accumulate_grad_batches=args.accumulate,
             gradient_clip_val=args.clip_grad,
-            precision={'float16': '16-mixed', 'bfloat16': 'bf16-mixed'}[args.amp_dtype] if args.amp else '32-true',
+            precision=PRECISIONS[mixed_precision(args.amp_dtype, args.device)] if args.amp else '32-true',
             log_every_n_steps=min(args.log_interval, plan.iterations * args.accumulate),
             logger=_loggers(args, folder),
             callbacks=callbacks,
@@ -218,7 +220,7 @@ def evaluate(detector: TrainedDetector, split: CocoSplit, args: argparse.Namespa
     if split.names != detector.names:
         raise UserError(f'--checkpoint {args.checkpoint}: its classes are {", ".join(detector.names)}, '
                         f'those of the data {", ".join(split.names)}')
-    module = Detection(detector.model, dict(detector.description, category_ids=split.category_ids))
+    module = Detection(detector.model, split)
     module.keep_results = True
     data = DetectionData(None, split, args.batch_size, args.workers, skip_unreadable=args.skip_unreadable)
     trainer = _trainer(args.device, logger=False, enable_checkpointing=False, callbacks=[Lines(10)])

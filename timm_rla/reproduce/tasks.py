@@ -8,6 +8,7 @@ import torch
 
 from ..common.extras import import_extra
 from ..common.options import OptionParser
+from ..detection import fasterrcnn, options
 from ..train.options import train_parser
 
 __all__ = ['DATASETS', 'Metric', 'TASKS', 'Task']
@@ -72,14 +73,13 @@ def _classifier_parameters(args: argparse.Namespace, num_classes: int) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _detection_options() -> Any:
-    import_extra('lightning', 'detection')  # says what is missing
-    from ..detection import options
-    return options
+def _detector_parser() -> OptionParser:
+    import_extra('lightning', 'detection')  # says what is missing before there are runs
+    return options.train_parser()
 
 
 def _detector_length(args: argparse.Namespace) -> int:
-    return _detection_options().schedule(args, args.batch_size * args.accumulate).iterations
+    return options.schedule(args, args.batch_size * args.accumulate).iterations
 
 
 def _detector_steps(args: argparse.Namespace, ratio: float) -> Dict[str, Any]:
@@ -90,9 +90,8 @@ def _detector_steps(args: argparse.Namespace, ratio: float) -> Dict[str, Any]:
 
 
 def _detector_parameters(args: argparse.Namespace, num_classes: int) -> int:
-    from ..detection import fasterrcnn
     with torch.device('meta'):
-        model = fasterrcnn(num_classes=num_classes + 1, **_detection_options().detector_arguments(args))
+        model = fasterrcnn(num_classes=num_classes + 1, **options.detector_arguments(args))
     return sum(p.numel() for p in model.parameters())
 
 
@@ -111,7 +110,7 @@ TASKS = {
     ),
     'detection': Task(
         command=('detect', 'train'),
-        parser=lambda: _detection_options().train_parser(),
+        parser=_detector_parser,
         network='backbone',
         unit='iteration',
         first_row=1,

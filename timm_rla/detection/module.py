@@ -1,0 +1,118 @@
+"""A detector in Lightning: its steps, its evaluation, and what that writes."""
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import lightning.pytorch as pl
+import torch
+from torchvision.models.detection import FasterRCNN
+
+from ..common.errors import blame
+from ..common.files import replacing
+from ..common.summary import write_row
+from .checkpoint import TrainedDetector
+from .coco import CocoSplit
+from .evaluation import NUMBERS, CocoMetric, by_class_name, coco_results
+from .schedule import Schedule
+
+__all__ = ['Detection']
+
+
+class Detection(pl.LightningModule):
+    """Training and evaluation of a detector.
+
+    Random numbers of an iteration depend on nothing but the seed, the iteration and the process: a run that goes on
+    needs no state of them.
+
+    Args:
+        detector: As `fasterrcnn` returns it.
+        classes: Has `names` and `category_ids` of labels 1 to K, as the splits of its data do. They go into
+            checkpoints, as `detector`, with the arguments that the detector was made with.
+        schedule: Optimizer and learning rate; None for evaluation alone.
+        seed: Of random numbers.
+        folder: Where evaluations are written; None for nowhere.
+    """
+
+    def __init__(
+            self,
+            detector: FasterRCNN,
+            classes: Union[CocoSplit, TrainedDetector],
+            schedule: Optional[Schedule] = None,
+            seed: int = 0,
+            folder: Optional[Path] = None,
+    ):
+        super().__init__()
+        self.detector = detector
+        self.description = dict(
+            detector.arguments, names=list(classes.names), category_ids=list(classes.category_ids))
+        self.schedule = schedule
+        self.seed = seed
+        self.folder = folder
+        self.metric = CocoMetric()
+        self.losses: Dict[str, torch.Tensor] = {}  # sums since the last evaluation, and `count`
+        self.results: List[Dict[str, Any]] = []  # of the last evaluation in this process, as COCO has them
+        self.keep_results = False
+        self.numbers: Dict[str, Any] = {}  # of the last evaluation
+
+    def configure_optimizers(self) -> Dict[str, Any]:
+        optimizer, scheduler = self.schedule.optimizer(self.detector)
+        return dict(optimizer=optimizer, lr_scheduler=dict(scheduler=scheduler, interval='step'))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4_099 + self.global_rank)
+
+    def training_step(self, batch: Tuple[List[torch.Tensor], List[Dict[str, torch.Tensor]]], batch_idx: int):
+        losses = self.detector(*batch)
+        total = sum(losses.values())
+        if not total.isfinite():
+            raise FloatingPointError(
+                f'iteration {self.global_step + 1}: the loss is {total.item()} '
+                f'({", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())}); '
+                'try a smaller learning rate or --clip-grad')
+        for name, value in dict(losses, loss=total, count=total.new_ones(())).items():
+            self.losses[name] = self.losses.get(name, 0) + value.detach().double()
+        self.log_dict({f'train/{name}': value.detach() for name, value in losses.items()})
+        self.log('loss', total.detach(), prog_bar=True)
+        return total
+
+    def validation_step(self, batch: Tuple[List[torch.Tensor], List[Dict[str, Any]]], batch_idx: int) -> None:
+        images, targets = batch
+        if not images:
+            return
+        detections = [{key: value.float() if value.is_floating_point() else value for key, value in found.items()}
+                      for found in self.detector(images)]
+        self.metric.add(detections, targets)
+        if self.keep_results:
+            self.results += coco_results(detections, [target['id'] for target in targets],
+                                         self.description['category_ids'])
+
+    def on_validation_epoch_start(self) -> None:
+        self.metric.reset()
+        self.results = []
+
+    def on_validation_epoch_end(self) -> None:
+        numbers = self.metric.numbers()
+        self.metric.reset()
+        self.log('map', numbers['map'], sync_dist=True)  # the same in all processes
+        self.numbers = numbers
+        if self.folder is not None and self.trainer.is_global_zero:
+            self._write(numbers)
+
+    def _write(self, numbers: Dict[str, Any]) -> None:
+        """Add a row to summary.csv, and write metrics.json, with the classes."""
+        row: Dict[str, float] = dict(epoch=self.global_step)
+        count = self.losses.pop('count', None)
+        row.update({f'train_{name}': (total / count).item() for name, total in self.losses.items()})
+        row.update({f'eval_{name}': numbers[name] for name in NUMBERS})
+        row['lr'] = self.optimizers().param_groups[0]['lr']
+        self.losses = {}
+        write_row(self.folder, row)
+        content = dict(iteration=self.global_step, **by_class_name(numbers, self.description['names']))
+        with blame(str(self.folder), OSError), replacing(self.folder / 'metrics.json') as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + '\n')
+
+    def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        checkpoint.update(detector=self.description, losses=self.losses)
+
+    def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        self.losses = checkpoint['losses']

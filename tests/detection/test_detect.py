@@ -1,7 +1,12 @@
 """The commands on generated images: training, going on, evaluation beside pycocotools, prediction, export."""
+import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ import timm_rla_cli as cli
 pytest.importorskip('lightning')
 pytest.importorskip('faster_coco_eval')
 
+EXAMPLE = Path(__file__).parents[2] / 'examples' / 'finetune_detector.py'
 COLORS = {3: 'red', 8: 'blue'}
 TRAIN = ['detect', 'train', '--backbone', 'rla_resnet18', '--backbone-kwargs', 'layers=(1,1,1,1)', '--no-frozen-bn',
          '--min-size', '64', '--max-size', '96', '--pyramid-channels', '16',
@@ -59,9 +65,8 @@ def weights(folder):
     return torch.load(folder / 'checkpoint-6.ckpt', weights_only=True)['state_dict']
 
 
-@pytest.mark.parametrize('last', [2, 4])
-def test_going_on_is_bit_for_bit_the_whole_run(data, run, tmp_path, monkeypatch, last):
-    """A run that is killed behind a checkpoint, before or at an evaluation; another number of workers."""
+def killed_behind(last, monkeypatch, arguments):
+    """A run that dies as soon as it has written the checkpoint of an iteration."""
     from timm_rla.detection.callbacks import Checkpoints
     save = Checkpoints._save
 
@@ -70,16 +75,69 @@ def test_going_on_is_bit_for_bit_the_whole_run(data, run, tmp_path, monkeypatch,
         if trainer.global_step == last:
             raise ZeroDivisionError
 
-    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, '_save', save_and_die)
         with pytest.raises(ZeroDivisionError):
             cli.main(arguments)
+
+
+def assert_same_run(a, b):
+    found, expected = weights(a), weights(b)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert (a / 'summary.csv').read_text() == (b / 'summary.csv').read_text()
+
+
+@pytest.mark.parametrize('last', [2, 4])
+def test_going_on_is_bit_for_bit_the_whole_run(data, run, tmp_path, monkeypatch, last):
+    """A run that is killed behind a checkpoint, before or at an evaluation; another number of workers."""
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']
+    killed_behind(last, monkeypatch, arguments)
     assert (tmp_path / 'cut' / f'checkpoint-{last}.ckpt').is_file()
     assert cli.main([*arguments, '--resume', 'auto', '--workers', '1']) == 0
-    found, expected = weights(tmp_path / 'cut'), weights(run)
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-    assert (tmp_path / 'cut' / 'summary.csv').read_text() == (run / 'summary.csv').read_text()
+    assert_same_run(tmp_path / 'cut', run)
+
+
+def test_going_on_with_averages_and_accumulation(data, tmp_path, monkeypatch):
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--model-ema', '--model-ema-decay', '0.5',
+                 '--accumulate', '2', '--experiment']
+    assert cli.main([*arguments, 'whole']) == 0
+    killed_behind(2, monkeypatch, [*arguments, 'cut'])
+    assert cli.main([*arguments, 'cut', '--resume', 'auto']) == 0
+    assert_same_run(tmp_path / 'cut', tmp_path / 'whole')
+    raw = torch.load(tmp_path / 'cut' / 'checkpoint-6.ckpt', weights_only=True)['current_model_state']
+    averaged = weights(tmp_path / 'cut')
+    assert any(not torch.equal(raw[key], averaged[key]) for key in averaged)
+
+
+def test_two_processes(data, tmp_path):
+    """The evaluation counts each image once: it equals that of the checkpoint in one process."""
+    subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'timm_rla',
+         *TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'two', '--iterations', '2'],
+        check=True, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=300)
+    *_, row = csv.DictReader((tmp_path / 'two' / 'summary.csv').read_text().splitlines())
+    assert cli.main(['detect', 'eval', '--checkpoint', str(tmp_path / 'two' / 'checkpoint-2.ckpt'), '--data-dir',
+                     str(data), '--workers', '0', '--json', str(tmp_path / 'n.json'), '--device', 'cpu']) == 0
+    numbers = json.loads((tmp_path / 'n.json').read_text())
+    for name in 'map', 'map_50', 'mar_100':
+        assert float(row[f'eval_{name}']) == pytest.approx(numbers[name], abs=1e-6)
+
+
+def test_example(data, tmp_path, monkeypatch):
+    """examples/finetune_detector.py, with less to do; the commands take what it leaves."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['finetune_detector.py', str(data)])
+    text = EXAMPLE.read_text()
+    for much, less in (('rla_resnet50', 'rla_resnet18'), ('pretrained=True', 'min_size=64, max_size=96'),
+                       ('3000', '2')):
+        assert much in text
+        text = text.replace(much, less)
+    found = {}
+    exec(compile(text, str(EXAMPLE), 'exec'), found)
+    checkpoint, = tmp_path.glob('lightning_logs/**/*.ckpt')
+    assert cli.main(['detect', 'eval', '--checkpoint', str(checkpoint), '--data-dir', str(data), '--workers', '0',
+                     '--json', 'n.json', '--device', 'cpu']) == 0
+    assert json.loads(Path('n.json').read_text())['map'] == pytest.approx(found['module'].numbers['map'], abs=1e-6)
 
 
 @pytest.mark.parametrize('iterations', ['2', '5'])

@@ -70,8 +70,7 @@ class Checkpoints(pl.Callback):
     def on_validation_batch_end(
             self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int,
             dataloader_idx: int = 0) -> None:
-        data = trainer.datamodule
-        common = len(data.val.images) // (trainer.world_size * data.batch_size)  # batches that all processes have
+        common = len(trainer.datamodule.val.images) // trainer.world_size  # images that all processes have
         if batch_idx < common and self._asked(trainer):
             raise Stopped(f'stopped in the evaluation after {trainer.global_step} iterations; --resume auto goes on')
 
@@ -96,7 +95,7 @@ class Lines(pl.Callback):
     """Progress in a log: iteration, losses, speed and the time that is left.
 
     Args:
-        interval: Iterations between lines, and batches of an evaluation.
+        interval: Iterations between lines, and images of an evaluation.
     """
 
     def __init__(self, interval: int):

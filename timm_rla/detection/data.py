@@ -182,7 +182,7 @@ class DetectionData(pl.LightningDataModule):
     Args:
         train: Images to train on.
         val: Images to validate on.
-        batch_size: Images of each process.
+        batch_size: Images of each process in training.
         workers: Processes that read images.
         seed: Seed of order and augmentation.
         hflip: Probability of a horizontal flip.
@@ -193,7 +193,7 @@ class DetectionData(pl.LightningDataModule):
             self,
             train: Optional[CocoSplit],
             val: CocoSplit,
-            batch_size: int,
+            batch_size: int = 1,
             workers: int = 0,
             seed: int = 0,
             hflip: float = 0.5,
@@ -227,4 +227,5 @@ class DetectionData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         images = EvaluationImages(self.val, self.skip_unreadable)
         mine = range(self.trainer.global_rank, len(images), self.trainer.world_size)
-        return DataLoader(Subset(images, mine), batch_size=self.batch_size, **self._loading)
+        # one by one, as in torchvision's script: in a batch they are filled up, which changes what is found in them
+        return DataLoader(Subset(images, mine), batch_size=1, **self._loading)

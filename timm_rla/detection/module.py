@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import lightning.pytorch as pl
 import torch
+from timm.utils import distribute_bn
 from torchvision.models.detection import FasterRCNN
 
 from ..common.errors import blame
@@ -87,6 +88,8 @@ class Detection(pl.LightningModule):
                                          self.description['category_ids'])
 
     def on_validation_epoch_start(self) -> None:
+        if self.trainer.world_size > 1:  # running statistics of the first process for all, as in its checkpoint
+            distribute_bn(self.detector, self.trainer.world_size, reduce=False)
         self.metric.reset()
         self.results = []
 

@@ -37,7 +37,6 @@ def add_data_options(add: Callable[..., Any], splits: Tuple[str, ...]) -> None:
         add(f'--{split}-images', metavar='DIR', help='folder of its images')
     add('--skip-missing', action='store_true', help='leave out images that are not there')
     add('--skip-unreadable', action='store_true', help='go on without images that cannot be read')
-    add('-b', '--batch-size', type=int, default=2, metavar='N', help='images of each process')
     add('-j', '--workers', type=int, default=default_workers(), metavar='N', help='data loading processes')
 
 
@@ -71,6 +70,7 @@ def _add_detector(add: Callable[..., Any]) -> None:
 
 
 def _add_schedule(add: Callable[..., Any]) -> None:
+    add('-b', '--batch-size', type=int, default=2, metavar='N', help='images of each process in a batch')
     add('--iterations', type=int, default=90_000, metavar='N', help='optimizer steps')
     add('--base-batch-size', type=int, metavar='N',
         help='images per iteration that iterations, milestones and learning rate are for: all are scaled to the '

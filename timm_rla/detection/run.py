@@ -154,13 +154,13 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
     best = ModelCheckpoint(folder, 'best', monitor='map', mode='max', auto_insert_metric_name=False,
                            enable_version_counter=False)
     with StopRequest() as stop:
+        average = [EMAWeightAveraging(decay=args.model_ema_decay)] * args.model_ema
         callbacks: List[pl.Callback] = [
+            *average,  # before the checkpoints, which then have the average of their own iteration
             Lines(args.log_interval),
             Checkpoints(folder, args.checkpoint_interval, eval_interval, stop),
             best,
         ]
-        if args.model_ema:
-            callbacks.append(EMAWeightAveraging(decay=args.model_ema_decay))
         trainer = _trainer(
             args.device,
             max_steps=plan.iterations,
@@ -222,7 +222,7 @@ def evaluate(detector: TrainedDetector, split: CocoSplit, args: argparse.Namespa
                         f'those of the data {", ".join(split.names)}')
     module = Detection(detector.model, split)
     module.keep_results = True
-    data = DetectionData(None, split, args.batch_size, args.workers, skip_unreadable=args.skip_unreadable)
-    trainer = _trainer(args.device, logger=False, enable_checkpointing=False, callbacks=[Lines(10)])
+    data = DetectionData(None, split, workers=args.workers, skip_unreadable=args.skip_unreadable)
+    trainer = _trainer(args.device, logger=False, enable_checkpointing=False, callbacks=[Lines(50)])
     trainer.validate(module, data, verbose=False)
     return module

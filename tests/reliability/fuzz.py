@@ -1,6 +1,7 @@
 """Damaged and hostile files for every reader that this package owns: each ends with a value or in one line."""
 import argparse
 import io
+import json
 import random
 import string
 from pathlib import Path
@@ -18,6 +19,9 @@ from timm_rla.common.networks import NetworkSpec, trained_spec
 from timm_rla.common.options import parse
 from timm_rla.common.summary import read_summary, write_row
 from timm_rla.common.trained import completed_epochs, training_options
+from timm_rla.detection import fasterrcnn
+from timm_rla.detection.checkpoint import EXPECTED, load_detector
+from timm_rla.detection.coco import read_split
 from timm_rla.reproduce.plan import load_table
 from timm_rla.reproduce.runs import Results
 from timm_rla.train.folder import RunFolder
@@ -107,6 +111,28 @@ OPTIONS = st.dictionaries(
     max_size=5)
 
 
+ANNOTATIONS = json.dumps(dict(
+    images=[dict(id=i, file_name='a.json', width=64, height=48) for i in (3, 4)],  # a file that is there
+    annotations=[dict(id=i, image_id=3 + i % 2, category_id=1 + i % 2, bbox=[1.5, 2, 30, 20], area=600, iscrowd=0)
+                 for i in range(4)],
+    categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])).encode()
+CHANGES = st.lists(st.tuples(
+    st.sampled_from(['images', 'annotations', 'categories']), st.integers(0, 3),
+    st.sampled_from(['id', 'file_name', 'width', 'height', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd',
+                     'name']), PLAIN | st.lists(st.floats() | st.integers(), min_size=4, max_size=4)), max_size=4)
+
+
+def _detector() -> Dict[str, Any]:
+    model = fasterrcnn('rla_resnet18', 3, 'c4', backbone_kwargs=dict(layers=(1, 1, 1, 1), channels=(2, 2, 4, 4)))
+    return dict(global_step=3, state_dict={f'detector.{name}': value for name, value in model.state_dict().items()},
+                detector=dict(model.arguments, names=['cat', 'dog'], category_ids=[1, 2]))
+
+
+DETECTOR = _detector()
+DESCRIPTIONS = st.dictionaries(st.sampled_from(list(EXPECTED)), PLAIN | st.lists(st.integers(-5, 500), max_size=5),
+                               max_size=3)
+
+
 # Readers -------------------------------------------------------------------------------------------------------------
 
 def _read_summary(folder: Path, content: bytes) -> None:
@@ -166,6 +192,30 @@ def _read_folder(folder: Path, content: bytes) -> None:
         assert isinstance(state, dict)
 
 
+def _read_annotations(folder: Path, content: bytes) -> None:
+    (folder / 'a.json').write_bytes(content)
+    split = read_split(folder / 'a.json', folder, '--train-annotations', skip_missing=True)
+    assert any(len(entry.labels) for entry in split.images) and len(split.names) == len(split.category_ids)
+
+
+def _read_changed_annotations(folder: Path, changes: Any) -> None:
+    content = json.loads(ANNOTATIONS)
+    for kind, place, key, value in changes:
+        entries = content[kind]
+        entries[place % len(entries)][key] = value
+    _read_annotations(folder, json.dumps(content).encode())
+
+
+def _read_detector(folder: Path, content: bytes) -> None:
+    (folder / 'd.ckpt').write_bytes(content)
+    detector = load_detector(str(folder / 'd.ckpt'))
+    assert len(detector.names) == len(detector.category_ids)
+
+
+def _read_description(folder: Path, changes: Dict[str, Any]) -> None:
+    _read_detector(folder, _saved(dict(DETECTOR, detector={**DETECTOR['detector'], **changes})))
+
+
 NAMES = st.text(string.ascii_lowercase + '_', max_size=12) | st.sampled_from(list(vars(parse(train_parser(), []))))
 READERS: Dict[str, Reader] = {
     'summary.csv': Reader(damaged(SUMMARY) | st.binary(max_size=300), _read_summary),
@@ -174,5 +224,9 @@ READERS: Dict[str, Reader] = {
     'table.yaml': Reader(damaged(yaml.safe_dump(dict(table='table1', epochs=None, options=[])).encode()), _read_table),
     'checkpoint, damaged': Reader(damaged(_saved(CHECKPOINT)), _read_checkpoint),
     'checkpoint, other options': Reader(OPTIONS, _read_options),
+    'annotations, damaged': Reader(damaged(ANNOTATIONS), _read_annotations),
+    'annotations, other values': Reader(CHANGES, _read_changed_annotations),
+    'detector, damaged': Reader(damaged(_saved(DETECTOR)), _read_detector),
+    'detector, other description': Reader(DESCRIPTIONS, _read_description),
     'folder of a run': Reader(damaged(_saved(CHECKPOINT)), _read_folder),
 }

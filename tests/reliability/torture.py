@@ -293,7 +293,8 @@ def fuzzed(folder: Path, examples: int) -> List[Result]:
 
     logging.disable(logging.CRITICAL)
     results = []
-    slow = {'checkpoint, damaged', 'folder of a run', 'checkpoint, other options'}
+    slow = {'checkpoint, damaged', 'folder of a run', 'checkpoint, other options', 'detector, damaged',
+            'detector, other description'}
     quick = [name for name in READERS if name not in slow]
     for name, reader in READERS.items():
         count = examples // 20 if name in slow else (examples - len(slow) * (examples // 20)) // len(quick) + 1

@@ -15,7 +15,10 @@ import torch.nn as nn
 
 from .errors import UserError
 
-__all__ = ['architecture_arguments', 'check_sizes', 'completed_epochs', 'training_options']
+__all__ = [
+    'architecture_arguments', 'check_sizes', 'completed_epochs', 'every', 'is_count', 'is_number', 'is_text',
+    'training_options',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -38,36 +41,40 @@ def _is_plain(value: Any, depth: int = DEPTH) -> bool:
     return all(_is_plain(entry, depth - 1) for entry in value)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """True for a number of things, of bounded size."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LENGTH
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """True for a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """True for a text."""
     return isinstance(value, str)
 
 
-def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def every(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A check of lists by one of what is in them."""
     return lambda value: isinstance(value, (list, tuple)) and all(map(check, value))
 
 
 EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of options that later commands use; None is always accepted
-    'model': _is_text,
+    'model': is_text,
     'model_kwargs': lambda value: isinstance(value, dict),
-    'num_classes': _is_count,
-    'in_chans': _is_count,
-    'img_size': _is_count,
-    'input_size': lambda value: _all(_is_count)(value) and len(value) == 3,
-    'mean': _all(_is_number),
-    'std': _all(_is_number),
-    'crop_pct': _is_number,
-    'interpolation': _is_text,
-    'gp': _is_text,
-    'bn_eps': _is_number,
-    'label_names': _all(_is_text),
+    'num_classes': is_count,
+    'in_chans': is_count,
+    'img_size': is_count,
+    'input_size': lambda value: every(is_count)(value) and len(value) == 3,
+    'mean': every(is_number),
+    'std': every(is_number),
+    'crop_pct': is_number,
+    'interpolation': is_text,
+    'gp': is_text,
+    'bn_eps': is_number,
+    'label_names': every(is_text),
 }
 
 

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import torch
 from torchvision.models.detection import FasterRCNN
 
 from ..common.checkpoint import load_weights, read_checkpoint
-from ..common.errors import UserError
+from ..common.errors import UserError, one_line
 from ..common.networks import network_class
-from ..common.trained import architecture_arguments, check_sizes
+from ..common.trained import architecture_arguments, check_sizes, every, is_count, is_number, is_text
 from .faster_rcnn import NECKS, fasterrcnn
 
 __all__ = ['TrainedDetector', 'checkpoints', 'describe', 'find_last', 'load_detector']
@@ -24,34 +25,38 @@ class TrainedDetector:
     category_ids: List[int]  # of labels 1 to K
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100_000
+def _is_size(value: Any) -> bool:
+    return is_number(value) and 0 < value <= LARGEST
 
 
-def _each(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, (list, tuple)) and 0 < len(value) <= 10_000 and all(map(check, value))
+def _few(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: every(check)(value) and 0 < len(value) <= MOST
 
 
+LARGEST = 10_000  # sizes of images and boxes in pixels
+MOST = 10_000  # classes, anchors
 EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of a description
-    'backbone': lambda value: isinstance(value, str) and len(value) < 200 and ':' not in value,
-    'neck': lambda value: isinstance(value, str) and value in NECKS,
+    'backbone': lambda value: is_text(value) and len(value) < 200 and ':' not in value,
+    'neck': lambda value: is_text(value) and value in NECKS,
     'frozen_bn': lambda value: isinstance(value, bool),
     'backbone_kwargs': lambda value: isinstance(value, dict),
-    'names': _each(lambda value: isinstance(value, str)),
-    'category_ids': _each(lambda value: isinstance(value, int)),
-    'anchor_sizes': _each(_is_number),
-    'anchor_ratios': _each(_is_number),
-    'image_mean': _each(_is_number),
-    'image_std': _each(_is_number),
-    'min_size': lambda value: _is_number(value) or _each(_is_number)(value),
+    'names': _few(is_text),
+    'category_ids': _few(lambda value: isinstance(value, int)),
+    'anchor_sizes': _few(_is_size),
+    'anchor_ratios': _few(_is_size),
+    'image_mean': _few(is_number),
+    'image_std': _few(is_number),
+    'min_size': lambda value: _is_size(value) or _few(_is_size)(value),
+    'max_size': _is_size,
+    'roi_size': lambda value: is_count(value) and value < 1000,
     **dict.fromkeys((
-        'roi_size', 'pyramid_channels', 'max_size',
-        'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test', 'rpn_post_nms_top_n_train', 'rpn_post_nms_top_n_test',
-        'rpn_nms_thresh', 'rpn_fg_iou_thresh', 'rpn_bg_iou_thresh', 'rpn_score_thresh',
-        'rpn_batch_size_per_image', 'rpn_positive_fraction',
-        'box_score_thresh', 'box_nms_thresh', 'box_detections_per_img', 'box_fg_iou_thresh', 'box_bg_iou_thresh',
-        'box_batch_size_per_image', 'box_positive_fraction',
-    ), _is_number),
+        'pyramid_channels', 'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test', 'rpn_post_nms_top_n_train',
+        'rpn_post_nms_top_n_test', 'rpn_batch_size_per_image', 'box_detections_per_img', 'box_batch_size_per_image',
+    ), is_count),
+    **dict.fromkeys((
+        'rpn_nms_thresh', 'rpn_fg_iou_thresh', 'rpn_bg_iou_thresh', 'rpn_score_thresh', 'rpn_positive_fraction',
+        'box_score_thresh', 'box_nms_thresh', 'box_fg_iou_thresh', 'box_bg_iou_thresh', 'box_positive_fraction',
+    ), is_number),
 }
 NOT_OF_THE_MODEL = {'names', 'category_ids'}
 ALWAYS = {'backbone', 'neck', *NOT_OF_THE_MODEL}  # others have defaults
@@ -82,9 +87,11 @@ def load_detector(path: str, option: str = '--checkpoint', device: str = 'cpu', 
     arguments = {key: value for key, value in description.items() if key not in NOT_OF_THE_MODEL}
     arguments.update(backbone_kwargs=given, num_classes=len(description['names']) + 1, **kwargs)
     try:
+        with torch.device('meta'):  # no memory before it is known that the weights fit
+            load_weights(fasterrcnn(**arguments), dict(state_dict=weights), source, assign=True)
         model = fasterrcnn(**arguments)
     except (ValueError, TypeError, AssertionError, RuntimeError, LookupError) as e:
-        raise UserError(f'{source}: damaged, {e}') from e
+        raise UserError(f'{source}: damaged, {one_line(e)}') from e
     load_weights(model, dict(state_dict=weights), source)
     return TrainedDetector(
         model.to(device).eval(), description, list(description['names']), list(description['category_ids']))

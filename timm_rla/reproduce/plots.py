@@ -89,7 +89,7 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
         for row in shown])
     axes.invert_yaxis()
     better = 'left' if rows[0].metric.lower_is_better else 'right'
-    axes.set_xlabel(f'Difference in {measure} from the plain network (percentage points), better to the {better}')
+    axes.set_xlabel(f'Difference in {measure} from plain, percentage points ({better} is better)')
     axes.set_title(heading, fontsize='medium', wrap=True)
     if shown:
         figure.legend(loc='outside lower center', ncols=2, frameon=False)

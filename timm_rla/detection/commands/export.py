@@ -1,4 +1,5 @@
 """`timm-rla detect export FILE`: write a trained detector as TorchScript or ONNX."""
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import List
@@ -32,6 +33,8 @@ def main(argv: List[str]) -> None:
     path = Path(args.file)
     if path.suffix not in ('.pt', '.onnx'):
         raise UserError(f'{path}: its ending must be .pt or .onnx')
+    if path.suffix == '.onnx' and importlib.util.find_spec('onnx') is None:
+        raise UserError(f'{path}: the package onnx is missing; pip install onnx')
     check_writable(path, 'FILE')
     model = load_detector(args.checkpoint).model
     with blame(str(path), OSError, RuntimeError), replacing(path) as temporary, warnings.catch_warnings():

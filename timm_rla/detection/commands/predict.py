@@ -94,4 +94,6 @@ def draw(
     labels = found['labels'][keep].tolist()
     texts = [f'{detector.names[label - 1]} {score:.2f}' for label, score in zip(labels, found['scores'][keep].tolist())]
     colors = [COLORS[label % len(COLORS)] for label in labels]
-    return draw_bounding_boxes(image, found['boxes'][keep], texts, colors, width=2) if labels else image
+    if not labels:
+        return image
+    return draw_bounding_boxes(image, found['boxes'][keep], texts, colors, width=2, label_colors='black')

@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-timm torture lint docs clean
+.PHONY: help quickstart test test-timm torture matrix lint docs clean
 
 # What `make test-timm` adds: -k EXPRESSION, or --sample for one model of each family
 TIMM_TESTS ?=
+# What `make matrix` adds: --only oldest, or tests
+MATRIX ?=
 
 help:
 	@echo 'make quickstart   train a small network on real images, one to three minutes on a CPU'
 	@echo 'make test         run the tests'
 	@echo 'make test-timm    run the model tests of timm itself on the models of this package'
 	@echo 'make torture      kill runs, fill disks, damage files: the long tests, an hour on a CPU'
+	@echo 'make matrix       run the tests with every supported Python, and with the oldest supported libraries'
 	@echo 'make lint         check the style'
 	@echo 'make docs         build the documentation site into build/site'
 	@echo 'make clean        remove the environment and all outputs'
@@ -34,6 +37,9 @@ test: $(VENV)/.installed-test
 
 torture: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/torture.py
+
+matrix:
+	$(PYTHON) tests/matrix.py $(MATRIX)
 
 test-timm: $(VENV)/.installed-test
 	$(BIN)/python tests/run_timm_suite.py -q $(TIMM_TESTS)

@@ -133,6 +133,19 @@ def test_detectors(neck):
     assert is_detector(f'rla_resnet18+{neck}') and not is_detector('rla_resnet18+folded')
 
 
+@pytest.mark.parametrize('neck', ['fpn', 'c4'])
+def test_detectors_propose_the_same_regions(neck):
+    images = [torch.rand(3, 96, 128)]
+    proposals = []
+    for name in ('resnet18', 'seresnet18', 'rla_resnet18'):
+        model = create(f'{name}+layers=(1,1,1,1)+{neck}')
+        model.rpn.register_forward_hook(lambda module, args, output: proposals.append(output[0][0]))
+        with torch.no_grad():
+            model(images)
+    assert len(proposals[0]) > 10
+    assert all(torch.equal(boxes, proposals[0]) for boxes in proposals)
+
+
 @pytest.mark.parametrize('name', [
     'resnet18+fpn+c4', 'rla_resnet18+folded+fpn', 'vit_tiny_patch16_224+fpn', 'resnet18+nonsense=1+fpn'])
 def test_detectors_that_are_not_possible(name):

@@ -60,10 +60,19 @@ def _compile_tails(model: nn.Module) -> nn.Module:
 
 
 def _detector(neck: str) -> Callable[[str, Dict[str, Any]], nn.Module]:
-    """Creates a detector as it is trained from weights of classification: 3 stages trained, batch norms frozen."""
+    """Creates a detector as it is trained from weights of classification: 3 stages trained, batch norms frozen.
+
+    Its last layers are zero. All backbones then propose the same regions, and as many; with random weights one may have
+    three times the regions of another, and that would be what is measured.
+    """
     def create_detector(backbone: str, kwargs: Dict[str, Any]) -> nn.Module:
         with blame(f'--model {backbone}+{neck}', ValueError):
-            return fasterrcnn(backbone, neck=neck, trainable_layers=3, backbone_kwargs=kwargs)
+            model = fasterrcnn(backbone, neck=neck, trainable_layers=3, backbone_kwargs=kwargs)
+        for head in (model.rpn.head.cls_logits, model.rpn.head.bbox_pred, model.roi_heads.box_predictor.cls_score,
+                     model.roi_heads.box_predictor.bbox_pred):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        return model
     return create_detector
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from timm_rla.common.options import parse
+from timm_rla.detection.options import train_parser as detect_train_parser
+from timm_rla.reproduce.plan import load_table
+from timm_rla.train.options import train_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = ['README.md', *(f'docs/{path.name}' for path in sorted((ROOT / 'docs').glob('*.md')))]
@@ -63,10 +66,18 @@ def test_there_are_commands():
 def test_options_of_commands_exist(name, arguments):
     module = importlib.import_module(f'timm_rla.commands.{name}')
     if name == 'train':
-        parse(importlib.import_module('timm_rla.train.options').train_parser(), arguments)
-    elif name == 'quickstart' or name == 'reproduce':  # options of train follow their own
-        parser = module.quickstart_parser() if name == 'quickstart' else module.reproduce_parser()
-        _, options = parser.parse_known_args(arguments)
-        parse(importlib.import_module('timm_rla.train.options').train_parser(), options)
+        parse(train_parser(), arguments)
+    elif name == 'quickstart':  # options of train follow their own
+        parse(train_parser(), module.quickstart_parser().parse_known_args(arguments)[1])
+    elif name == 'reproduce':
+        args, options = module.reproduce_parser().parse_known_args(arguments)
+        parse(load_table(args.table).task.parser(), options)
+    elif name == 'detect':
+        action, *options = arguments
+        if action == 'train':
+            parse(detect_train_parser(), options)
+        else:
+            commands = importlib.import_module(f'timm_rla.detection.commands.{action}')
+            getattr(commands, f'{action}_parser')().parse_args(options)
     else:
         getattr(module, f'{name}_parser')().parse_args(arguments)

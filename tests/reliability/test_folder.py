@@ -154,7 +154,8 @@ def test_read_only_folder(image_folder, tmp_path, capsys):
 def test_interrupted_by_hand(image_folder, tmp_path):
     process = subprocess.Popen(
         [sys.executable, '-m', 'timm_rla', *line(image_folder, tmp_path, '--epochs', '500')],
-        stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+        stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # shells let it be ignored in the background
     deadline = time.monotonic() + 60
     while not (tmp_path / 'run' / 'last.pth.tar').exists():
         assert process.poll() is None and time.monotonic() < deadline

@@ -14,7 +14,7 @@ import torch
 import timm_rla  # noqa: F401, registers the models
 from timm_rla.benchmark.allocator import KEEP_FREED
 from timm_rla.benchmark.results import find, read
-from timm_rla.benchmark.suites import FORMS, SCALING, SUITES, Point, Setting
+from timm_rla.benchmark.suites import FORMS, SCALING, SUITES, Point, Setting, detector_width
 from timm_rla.benchmark.variants import is_detector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +101,7 @@ def _title(setting: Setting) -> str:
     how = 'compiled' if setting.torchcompile else 'eager'
     mode = {'train': 'training', 'infer': 'inference'}[setting.mode]
     size = setting.img_size
-    pixels = f'{size * 4 // 3}x{size}' if is_detector(setting.models[0]) else size
+    pixels = f'{detector_width(size)}x{size}' if is_detector(setting.models[0]) else size
     return f'{device}, {how}, {mode}, batch {setting.batch_size}, {pixels} px'
 
 

@@ -2,7 +2,12 @@
 from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 
-__all__ = ['FORMS', 'SCALING', 'SUITES', 'Point', 'Setting']
+__all__ = ['FORMS', 'SCALING', 'SUITES', 'Point', 'Setting', 'detector_width']
+
+
+def detector_width(height: int) -> int:
+    """Width of images for detectors: a third more than their height, as of photos."""
+    return height * 4 // 3
 
 
 @dataclass(frozen=True)
@@ -13,7 +18,7 @@ class Setting:
         models: Names in the notation of `variants.create`; ratios refer to the first.
         mode: 'train' or 'infer'.
         batch_size: Images per step.
-        img_size: Their height and width in pixels; detectors have images that are wider by a third.
+        img_size: Their height and width in pixels; for detectors the width is `detector_width`.
         device: 'cpu', 'cuda' or 'cuda:N'.
         precision: A key of `precision.PRECISIONS`.
         channels_last: Use the channels_last memory layout.

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import FasterRCNN
 
 from .precision import PRECISIONS
-from .suites import Setting
+from .suites import Setting, detector_width
 
 __all__ = ['Workload', 'count', 'peak_memory']
 
@@ -55,8 +55,8 @@ def count(model: nn.Module, img_size: int) -> Dict[str, float]:
 
 
 def image_shape(model: nn.Module, img_size: int) -> Tuple[int, int, int]:
-    """Channels, height and width of images: as wide as high, for detectors wider by a third, as photos are."""
-    return 3, img_size, img_size * 4 // 3 if isinstance(model, FasterRCNN) else img_size
+    """Channels, height and width of images: as wide as high, but for detectors."""
+    return 3, img_size, detector_width(img_size) if isinstance(model, FasterRCNN) else img_size
 
 
 def _targets(shape: Tuple[int, int, int], num_classes: int, device: torch.device) -> Dict[str, torch.Tensor]:

@@ -18,9 +18,8 @@ __all__ = ['TrainedDetector', 'checkpoints', 'describe', 'find_last', 'load_dete
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector, its classes and what makes it anew."""
+    """A detector, which knows what makes it anew (`arguments`), and its classes."""
     model: FasterRCNN
-    description: Dict[str, Any]
     names: List[str]  # of labels 1 to K
     category_ids: List[int]  # of labels 1 to K
 
@@ -93,8 +92,7 @@ def load_detector(path: str, option: str = '--checkpoint', device: str = 'cpu', 
     except (ValueError, TypeError, AssertionError, RuntimeError, LookupError) as e:
         raise UserError(f'{source}: damaged, {one_line(e)}') from e
     load_weights(model, dict(state_dict=weights), source)
-    return TrainedDetector(
-        model.to(device).eval(), description, list(description['names']), list(description['category_ids']))
+    return TrainedDetector(model.to(device).eval(), list(description['names']), list(description['category_ids']))
 
 
 def describe(checkpoint: Dict[str, Any], source: str) -> Dict[str, Any]:

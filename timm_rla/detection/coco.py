@@ -99,9 +99,12 @@ def read_split(annotations: Path, images: Path, option: str, skip_missing: bool 
         skip_missing: Leave out images that are not there, and say how many.
 
     Raises:
-        UserError: Not such a file, an image that is not there, an id that occurs twice, or no object at all.
+        UserError: Not such a file, no folder of images, an image that is not there, an id that occurs twice, or no
+            object at all.
     """
     source = f'{option} {annotations}'
+    if not images.is_dir():
+        raise UserError(f'{option}: no folder of images {images}')
     with blame(source, OSError, UnicodeDecodeError, RecursionError, ValueError, MemoryError):
         content = json.loads(annotations.read_text(encoding='utf-8'))
     _check_lists(content, source)

@@ -80,8 +80,7 @@ class Detection(pl.LightningModule):
         images, targets = batch
         if not images:
             return
-        detections = [{key: value.float() if value.is_floating_point() else value for key, value in found.items()}
-                      for found in self.detector(images)]
+        detections = self.detector(images)
         self.metric.add(detections, targets)
         if self.keep_results:
             self.results += coco_results(detections, [target['id'] for target in targets],

@@ -134,8 +134,6 @@ def read_data(args: argparse.Namespace, split: str) -> CocoSplit:
         layout = LAYOUTS[args.dataset or find_layout(Path(args.data_dir))]
         annotations, images = layout.paths(Path(args.data_dir), getattr(layout, split))
         option = '--data-dir'
-    if not Path(images).is_dir():
-        raise UserError(f'{option}: no folder of images {images}')
     return read_split(Path(annotations), Path(images), option, args.skip_missing)
 
 

@@ -4,8 +4,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import yaml
 
@@ -67,12 +68,18 @@ class Results:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
             yield
 
+    @cached_property
+    def ends(self) -> Dict[str, int]:
+        """Epochs or iterations of the runs on each data set, as their options come to."""
+        task = self.table.task
+        first = {cell.dataset: Run(cell, 0) for cell in self.table.cells}
+        return {dataset: task.length(parse(task.parser(), train_options(task, run, self.length, self.options)))
+                for dataset, run in first.items()}
+
     def is_finished(self, run: Run) -> bool:
         """True if the summary of a run goes to its end."""
-        task = self.table.task
         rows = read_summary(self.path / run.name)
-        args = parse(task.parser(), train_options(task, run, self.length, self.options))
-        return bool(rows) and task.done(rows[-1]) >= task.length(args)
+        return bool(rows) and self.table.task.done(rows[-1]) >= self.ends[run.cell.dataset]
 
     def missing(self, runs: Sequence[Run]) -> List[Run]:
         """Runs that are not finished."""

@@ -161,6 +161,20 @@ def detectors() -> List[str]:
     return lines + _machines(used)
 
 
+def loading() -> List[str]:
+    """The suites `loading-*`: training from memory in relation to the bare step."""
+    lines = ['| | network | from memory / bare step |', '|---|---|---|']
+    used = []
+    for suite in ('loading-gpu', 'loading-cpu'):
+        measured = _measured(suite)
+        for setting in SUITES[suite]:
+            rows = find(measured, setting)
+            used += rows.values()
+            bare, loaded = setting.models
+            lines.append(_line([_title(setting), f'`{bare}`', _cell(setting, rows, loaded, _ratio)]))
+    return lines + _machines(used)
+
+
 FORM_NAMES = {  # by the suffix of the model
     '': 'RLA as it runs',
     'lstm_called': 'LSTM called as a module',
@@ -336,6 +350,7 @@ SECTIONS: Dict[str, Section] = {
     'quickstart': Section('README.md', quickstart),
     'accuracy': Section('README.md', accuracy),
     'answer': Section('docs/evidence.md', answer),
+    'loading': Section('docs/evidence.md', loading),
     'report': Section('docs/evidence.md', lambda: report(EVIDENCE)),
     'models': Section('README.md', models),
     'cifar models': Section('README.md', cifar_models),

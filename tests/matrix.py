@@ -1,4 +1,4 @@
-"""The tests in an environment of its own for each supported Python, and for the oldest supported libraries.
+"""The last commit tested in an environment for each supported Python, and for the oldest supported libraries.
 
     make matrix
     make matrix MATRIX='--only oldest'
@@ -53,15 +53,16 @@ def works(python: str) -> bool:
 
 def run(environment: Environment, folder: Path, arguments: List[str]) -> Dict[str, Any]:
     """Install and test; returns the row of the environment."""
-    python = str(folder / 'bin' / 'python')
+    python, source = str(folder / 'bin' / 'python'), folder / 'source'
     subprocess.run([environment.python, '-m', 'venv', str(folder)], check=True)
+    subprocess.run(['git', 'clone', '--quiet', str(ROOT), str(source)], check=True)
     print(f'{environment.name}: installing', flush=True)
     subprocess.run([python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', *environment.pinned,
-                    *TOOLS, f'{ROOT}[{EXTRAS}]'], check=True)
+                    *TOOLS, '-e', f'{source}[{EXTRAS}]'], check=True)
     report = folder / 'report.xml'
     print(f'{environment.name}: testing', flush=True)
     subprocess.run([python, '-m', 'pytest', '-q', '-n', '2', f'--junitxml={report}', *(arguments or ['tests'])],
-                   cwd=ROOT, env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
+                   cwd=source, env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
     counts = ET.parse(report).getroot().find('testsuite').attrib
     failed, skipped = int(counts['failures']) + int(counts['errors']), int(counts['skipped'])
     shown = subprocess.run([python, '-c', VERSIONS], capture_output=True, text=True, check=True).stdout

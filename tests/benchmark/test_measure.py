@@ -92,6 +92,24 @@ def test_memory_of_a_step(backend):
     assert 2 * parameters + images + 2 * hidden < found[0] < 4 * parameters + images + 4 * hidden
 
 
+@pytest.mark.parametrize('mode', ['train', 'infer'])
+def test_steps_from_memory(mode, monkeypatch):
+    """Each step has other images, in the type and layout of the setting, also behind the last batch of the data set."""
+    monkeypatch.setattr(workload, 'DATASET', 12)
+    model = create('rla_resnet20_cifar+layers=(1,1,1)')
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    setting = replace(TINY, mode=mode, batch_size=4, img_size=16, channels_last=True)
+    subject = workload.Workload(model, setting, in_memory=True)
+    for _ in range(4):
+        subject.step()
+    assert len({images.sum().item() for images in seen[:3]}) == 3 and torch.equal(seen[3], seen[0])
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in seen)
+    assert -2 <= seen[0].min() < -1.9 and 1.9 < seen[0].max() <= 2 and seen[0].shape == (4, 3, 16, 16)
+    pixels = 12 * 3 * (16 + 2 * workload.PAD) ** 2
+    assert subject.memory() > pixels + 4 * sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize('neck', ['fpn', 'c4'])
 @pytest.mark.parametrize('mode', ['train', 'infer'])
 def test_steps_of_a_detector(neck, mode):

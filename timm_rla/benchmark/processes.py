@@ -12,7 +12,7 @@ import torch
 
 from . import allocator
 from .suites import Setting
-from .variants import REGIONAL, REGIONAL_BACKEND, create, recurrent_blocks, suffixes
+from .variants import IN_MEMORY, REGIONAL, REGIONAL_BACKEND, create, recurrent_blocks, suffixes
 from .verify import verify
 from .workload import Workload
 
@@ -32,7 +32,7 @@ def _start(name: str, setting: Setting, threads: int) -> str:
     model = create(name)
     if recurrent_blocks(model):
         verify(setting, REGIONAL_BACKEND if REGIONAL in suffixes(name) else '')
-    _workload = Workload(model, setting)
+    _workload = Workload(model, setting, IN_MEMORY in suffixes(name))
     return allocator.describe() if setting.device_type == 'cpu' else ''
 
 

@@ -143,6 +143,12 @@ def _detectors(ways: Iterable[Dict[str, Any]], **common: Any) -> List[Setting]:
     ]
 
 
+def _loading(**common: Any) -> List[Setting]:
+    """Training on batches that are loaded from memory, beside the bare step."""
+    return [Setting((name, f'{name}+in_memory'), mode='train', batch_size=128, img_size=32, **common, **_COMPILED)
+            for name in ('resnet20_cifar', 'rla_resnet20_cifar')]
+
+
 _NETWORKS = ('resnet18', 'resnet50', 'resnet101')
 _CIFAR_NETWORKS = ('resnet20_cifar', 'resnet56_cifar')
 _CPU_WAYS = (
@@ -176,6 +182,8 @@ SUITES: Dict[str, List[Setting]] = {
         device='cuda', precision='amp_bfloat16'),
     'detection-cpu': _detectors(
         (dict(mode='train', batch_size=2), dict(mode='infer', batch_size=1)), img_size=480, **_CPU),
+    'loading-gpu': _loading(**_GPU),
+    'loading-cpu': _loading(device='cpu', precision='amp_bfloat16'),
     'forms-gpu': _FORMS_GPU,
     'forms-cpu': _FORMS_CPU,
     **{

@@ -16,8 +16,8 @@ from ..detection.faster_rcnn import NECKS, fasterrcnn
 from ..models.blocks import RecurrentBlock
 from ..ops.gated_norm import set_form
 
-__all__ = ['FOLDED', 'REGIONAL', 'REGIONAL_BACKEND', 'SUFFIXES', 'TRITON', 'create', 'is_detector', 'recurrent_blocks',
-           'suffixes']
+__all__ = ['FOLDED', 'IN_MEMORY', 'REGIONAL', 'REGIONAL_BACKEND', 'SUFFIXES', 'TRITON', 'create', 'is_detector',
+           'recurrent_blocks', 'suffixes']
 
 REGIONAL_BACKEND = 'inductor'
 
@@ -89,13 +89,15 @@ class Suffix(NamedTuple):
     plain_too: bool = False  # goes with networks without layer attention
 
 
-FOLDED, TRITON, REGIONAL = 'folded', 'triton', 'regional'
+FOLDED, IN_MEMORY, TRITON, REGIONAL = 'folded', 'in_memory', 'triton', 'regional'
 SUFFIXES: Dict[str, Suffix] = {  # in the order in which they are applied
     FOLDED: Suffix(_fold, "folded for inference by timm's reparameterize_model", resizes=True, plain_too=True),
     'lstm_called': Suffix(_call_lstm, 'the LSTM is called as a module'),
     'general': Suffix(_call_norms, 'the general form, where the last norm of each block is called as a module'),
     TRITON: Suffix(_use_triton, 'by the Triton kernels in eager mode on a GPU'),
     REGIONAL: Suffix(_compile_tails, 'torch.compile of what follows the last convolution of each block'),
+    # the workload looks for this one
+    IN_MEMORY: Suffix(_as_it_is, 'with batches that are loaded as `timm-rla train --in-memory` does', plain_too=True),
     **{
         neck: Suffix(_as_it_is, f'Faster R-CNN on it, neck {neck}', _detector(neck), resizes=True, plain_too=True)
         for neck in NECKS

@@ -6,8 +6,9 @@ import os
 import tempfile
 import time
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Iterator, Tuple
 
 import torch
 import torch.nn as nn
@@ -18,12 +19,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import FasterRCNN
 
+from ..common.device import Placement
+from ..common.in_memory import InMemoryLoader
 from .precision import PRECISIONS
 from .suites import Setting, detector_width
 
 __all__ = ['Workload', 'count', 'peak_memory']
 
 OBJECTS = 8  # of an image that a detector is trained on
+DATASET = 2 ** 14  # images of a data set in memory: of 32 px, more than the caches of a CPU hold
+PAD = 4  # pixels on each side of them
 WARM_UP = 3  # steps; a CUDA graph is recorded in the second
 CUDA_GRAPHS = ('reduce-overhead', 'max-autotune')  # modes in which the allocator does not see a step
 
@@ -68,15 +73,26 @@ def _targets(shape: Tuple[int, int, int], num_classes: int, device: torch.device
                 labels=torch.randint(1, num_classes, (OBJECTS,), device=device))
 
 
+def _loader(model: nn.Module, setting: Setting, shape: Tuple[int, int, int], place: Placement) -> InMemoryLoader:
+    """Batches of a made-up data set, as `timm-rla train --in-memory` loads them."""
+    channels, height, width = shape
+    images = torch.randint(256, (DATASET, height + 2 * PAD, width + 2 * PAD, channels), dtype=torch.uint8)
+    targets = torch.randint(model.num_classes, (DATASET,))
+    return InMemoryLoader(
+        images.to(place.device), targets.to(place.device), setting.batch_size, place, mean=(0.5,) * channels,
+        std=(0.25,) * channels, training=setting.mode == 'train', pad=PAD, hflip=0.5)
+
+
 class Workload:
     """A model with made-up images; its `step` is one of training, as in timm's benchmark.py, or of inference.
 
     Args:
         model: As from `variants.create`.
         setting: What to run.
+        in_memory: Load each batch from a data set in memory; else all steps have the same.
     """
 
-    def __init__(self, model: nn.Module, setting: Setting):
+    def __init__(self, model: nn.Module, setting: Setting, in_memory: bool = False):
         device = torch.device(setting.device)
         precision = PRECISIONS[setting.precision]
         dtype = precision.dtype
@@ -85,19 +101,26 @@ class Workload:
         shape = image_shape(model, setting.img_size)
         self.device = device
         self.model = model.to(device=device, dtype=dtype, memory_format=layout).train(training)
-        self.images: Any = torch.randn(
+        images: Any = torch.randn(
             setting.batch_size, *shape, device=device, dtype=dtype).contiguous(memory_format=layout)
-        self.targets: Any
-        self.loss: Callable[[], torch.Tensor]
+        targets: Any
+        self.loss: Callable[[Any, Any], torch.Tensor]
         if isinstance(model, FasterRCNN):
             model.transform.min_size, model.transform.max_size = shape[1:2], shape[2]  # images as they are
             num_classes = model.roi_heads.box_predictor.cls_score.out_features
-            self.images = list(self.images.sigmoid())
-            self.targets = [_targets(shape, num_classes, device) for _ in self.images]
+            images = list(images.sigmoid())
+            targets = [_targets(shape, num_classes, device) for _ in images]
             self.loss = self._detector_loss
         else:
-            self.targets = torch.randint(model.num_classes, self.images.shape[:1], device=device)
+            targets = torch.randint(model.num_classes, images.shape[:1], device=device)
             self.loss = self._classifier_loss
+        self.given = images, targets
+        self.batches: Iterator[Tuple[Any, Any]] = repeat(self.given)
+        if in_memory:
+            place = Placement(device, dtype, channels_last=setting.channels_last)
+            loader = _loader(model, setting, shape, place)
+            self.given = loader.images, loader.targets
+            self.batches = chain.from_iterable(repeat(loader))
         self.autocast = partial(precision.context, device.type)
         self.optimizer = create_optimizer_v2(model, opt='sgd', lr=1e-4) if training else None
         self.forward = self.model
@@ -109,21 +132,22 @@ class Workload:
                 mode=setting.torchcompile_mode or None,
             )
 
-    def _classifier_loss(self) -> torch.Tensor:
-        return F.cross_entropy(self.forward(self.images), self.targets)
+    def _classifier_loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.forward(images), targets)
 
-    def _detector_loss(self) -> torch.Tensor:
-        return sum(self.forward(self.images, self.targets).values())
+    def _detector_loss(self, images: Any, targets: Any) -> torch.Tensor:
+        return sum(self.forward(images, targets).values())
 
     def step(self) -> None:
         """One step of training or inference."""
+        images, targets = next(self.batches)
         if self.optimizer is None:
             with torch.inference_mode(), self.autocast():
-                self.forward(self.images)
+                self.forward(images)
             return
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = self.loss()
+            loss = self.loss(images, targets)
         loss.backward()
         self.optimizer.step()
 
@@ -150,7 +174,7 @@ class Workload:
         return math.ceil(steps * seconds / elapsed)
 
     def memory(self) -> float:
-        """Most bytes in use in a step: model, gradients, state of the optimizer, images and all in between.
+        """Most bytes in use in a step: model, gradients, state of the optimizer, images (or their data set), the rest.
 
         Steps come before it (`prepare`). Not known, and NaN, for CUDA graphs.
         """
@@ -161,8 +185,7 @@ class Workload:
             self.optimizer.zero_grad(set_to_none=True)  # so that all that the step frees is its own
             state = [value for values in self.optimizer.state.values() for value in values.values()]
         gc.collect()
-        given = tree_leaves((self.images, self.targets))
-        tensors = [*given, *self.model.parameters(), *self.model.buffers(), *state]
+        tensors = [*tree_leaves(self.given), *self.model.parameters(), *self.model.buffers(), *state]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if torch.is_tensor(t)}
         held = sum(storage.nbytes() for storage in storages.values())
         return held + peak_memory(self.step, str(self.device))

@@ -8,8 +8,8 @@ from torchvision import transforms
 from ..common.datasets import DataSource, check_same_classes, class_indices, label_names, open_dataset
 from ..common.device import Placement
 from ..common.errors import UserError
+from ..common.in_memory import InMemoryLoader, check_augmentation, decode
 from ..common.loaders import LoaderSpec, create_eval_loader, load_batches
-from .in_memory import InMemoryLoader, check_augmentation, decode
 from .rng import RngTracker
 
 __all__ = [

@@ -12,9 +12,9 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision import transforms
 
-from ..common.device import Placement
-from ..common.errors import UserError
-from ..common.progress import Progress
+from .device import Placement
+from .errors import UserError
+from .progress import Progress
 
 __all__ = ['InMemoryLoader', 'check_augmentation', 'decode']
 

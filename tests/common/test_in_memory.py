@@ -6,9 +6,9 @@ from PIL import Image
 
 import timm_rla_cli as cli
 from timm_rla.common.device import Placement
+from timm_rla.common.in_memory import InMemoryLoader
 from timm_rla.common.options import parse
 from timm_rla.train.data import create_loaders, open_splits
-from timm_rla.train.in_memory import InMemoryLoader
 from timm_rla.train.options import data_spec, split_spec, train_parser
 from timm_rla.train.run import train
 
@@ -163,7 +163,7 @@ def test_images_of_unequal_size(tmp_path, capsys):
 
 
 def test_too_large_for_the_memory(image_folder, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr('timm_rla.train.in_memory._available_memory', lambda device: 2 ** 10)
+    monkeypatch.setattr('timm_rla.common.in_memory._available_memory', lambda device: 2 ** 10)
     command = ['train', *OPTIONS, '--data-dir', str(image_folder), '--output', str(tmp_path), '--in-memory']
     assert cli.main(command) == 2
     line = capsys.readouterr().err

@@ -20,9 +20,10 @@ from typing import Any, Dict, List, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ('environment', 'python', 'torch', 'torchvision', 'timm', 'passed', 'failed', 'skipped', 'date')
-# Libraries of the tests that go with every torch; tests of others are skipped where these are missing
-TOOLS = ('build', 'hypothesis', 'pycocotools', 'pytest', 'pytest-timeout', 'pytest-xdist')
-EXTRAS = 'analysis,detection,quickstart,tensorboard'
+# Libraries of the tests that go with every torch and timm; the tests of others are skipped where these are missing
+TOOLS = ('build', 'captum', 'hypothesis', 'ipykernel', 'nbclient', 'pycocotools', 'pytest', 'pytest-timeout',
+         'pytest-xdist', 'setuptools>=77')
+EXTRAS = 'analysis,detection,docs,quickstart,tensorboard,wandb'
 
 
 VERSIONS = """

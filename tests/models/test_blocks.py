@@ -134,7 +134,8 @@ def test_which_form_runs(training, call, blocks, lstm, taken, steps_taken_by):
     model = tiny_model('bottleneck').train(training)
     call(model, images('bottleneck'))
     assert len(taken) == blocks
-    assert set(steps_taken_by) == {model.lstm if lstm == 'module' else lstm}
+    # torch.export of torch 2.5 runs a copy, too
+    assert {'module' if isinstance(step, nn.LSTMCell) else step for step in steps_taken_by} == {lstm}
 
 
 def test_folded_network_calls_its_cell(taken, steps_taken_by):

@@ -1,6 +1,5 @@
 """The folder of a run: one writer at a time, labels that are true after going back, a disk that is full."""
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -118,11 +117,12 @@ def test_full_disk(image_folder, tmp_path, room):
     run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '1')
     before = {path.name: path.read_bytes() for path in run.glob('*.pth.tar')}
     again = line(image_folder, tmp_path, '--epochs', '2', '--resume', 'auto')
-    result = subprocess.run(
-        [sys.executable, '-m', 'timm_rla', *again], capture_output=True, text=True, timeout=120,
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-        preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-                            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))))
+    code = 'import resource, signal, sys, timm_rla.commands.train, timm_rla_cli as cli\n' \
+           'signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n' \
+           f'resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n' \
+           'sys.exit(cli.main(sys.argv[1:]))'  # not before the imports: torch 2.5 writes a file then
+    result = subprocess.run([sys.executable, '-c', code, *again], capture_output=True, text=True, timeout=120,
+                            env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert result.returncode == 2, result.stderr
     assert 'Traceback' not in result.stderr and f'error: {run}' in result.stderr.strip().splitlines()[-1]
     for name, content in before.items():

@@ -96,4 +96,4 @@ def draw(
     colors = [COLORS[label % len(COLORS)] for label in labels]
     if not labels:
         return image
-    return draw_bounding_boxes(image, found['boxes'][keep], texts, colors, width=2, label_colors='black')
+    return draw_bounding_boxes(image, found['boxes'][keep], texts, colors, width=2)

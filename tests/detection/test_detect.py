@@ -19,8 +19,8 @@ pytest.importorskip('faster_coco_eval')
 
 EXAMPLE = Path(__file__).parents[2] / 'examples' / 'finetune_detector.py'
 COLORS = {3: 'red', 8: 'blue'}
-TRAIN = ['detect', 'train', '--backbone', 'rla_resnet18', '--backbone-kwargs', 'layers=(1,1,1,1)', '--no-frozen-bn',
-         '--min-size', '64', '--max-size', '96', '--pyramid-channels', '16',
+TRAIN = ['detect', 'train', '--backbone', 'rla_resnet18', '--backbone-kwargs', 'layers=(1,1,1,1)',
+         'channels=(16,32,64,128)', '--no-frozen-bn', '--min-size', '64', '--max-size', '96', '--pyramid-channels', '16',
          '--anchor-sizes', '8', '16', '24', '32', '48',
          '--rpn-post-nms-top-n-train', '40', '--rpn-post-nms-top-n-test', '40', '--box-batch-size-per-image', '16',
          '--iterations', '6', '--eval-interval', '4', '--checkpoint-interval', '2', '--lr', '0.01', '--workers', '0',
@@ -128,8 +128,9 @@ def test_example(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['finetune_detector.py', str(data)])
     text = EXAMPLE.read_text()
-    for much, less in (('rla_resnet50', 'rla_resnet18'), ('pretrained=True', 'min_size=64, max_size=96'),
-                       ('3000', '2')):
+    small = 'min_size=64, max_size=96, pyramid_channels=16, ' \
+            'backbone_kwargs=dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128))'
+    for much, less in (('rla_resnet50', 'rla_resnet18'), ('pretrained=True', small), ('3000', '2')):
         assert much in text
         text = text.replace(much, less)
     found = {}
@@ -156,8 +157,8 @@ def fitted(data, tmp_path_factory):
     """Folder of a run that goes on until it knows its 8 images."""
     output = tmp_path_factory.mktemp('fitted')
     assert cli.main([*TRAIN, '--data-dir', str(data), '--output', str(output), '--experiment', 'fitted',
-                     '--pyramid-channels', '32', '--iterations', '100', '--batch-size', '8', '--eval-interval', '100',
-                     '--lr', '0.02', '--warmup-iterations', '10', '--milestones', '80', '--clip-grad', '10',
+                     '--pyramid-channels', '32', '--iterations', '120', '--batch-size', '8', '--eval-interval', '120',
+                     '--lr', '0.02', '--warmup-iterations', '10', '--milestones', '96', '--clip-grad', '10',
                      '--rpn-batch-size-per-image', '64', '--rpn-pre-nms-top-n-train', '200']) == 0
     return output / 'fitted'
 
@@ -219,7 +220,8 @@ def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
     """`timm-rla reproduce` trains them as it trains classifiers."""
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     command = ['reproduce', 'bccd', '--only', 'plain', '--seeds', '0', '--data-dir', str(data), '--output',
-               str(tmp_path / 'out'), '--iterations', '2', '--device', 'cpu', '--min-size', '64', '--max-size', '96']
+               str(tmp_path / 'out'), '--iterations', '2', '--device', 'cpu', '--min-size', '64', '--max-size', '96', '--backbone-kwargs',
+               'layers=(1,1,1,1)', 'channels=(16,32,64,128)']
     assert cli.main(command) == 0
     assert '[1/1] bccd-18-plain-seed0  mAP@[.5,.95] ' in capsys.readouterr().out
     assert '2 iterations instead of 800' in (tmp_path / 'out' / 'report.md').read_text()

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-timm torture matrix lint docs clean
+.PHONY: help quickstart test test-all test-timm torture matrix lint docs clean
 
 # What `make test-timm` adds: -k EXPRESSION, or --sample for one model of each family
 TIMM_TESTS ?=
@@ -12,7 +12,8 @@ MATRIX ?=
 
 help:
 	@echo 'make quickstart   train a small network on real images, one to three minutes on a CPU'
-	@echo 'make test         run the tests'
+	@echo 'make test         run the tests, six minutes on two cores'
+	@echo 'make test-all     run also the long ones: compilers, other libraries, several processes, the notebook'
 	@echo 'make test-timm    run the model tests of timm itself on the models of this package'
 	@echo 'make torture      kill runs, fill disks, damage files: the long tests, an hour on a CPU'
 	@echo 'make matrix       run the tests with every supported Python, and with the oldest supported libraries'
@@ -34,6 +35,9 @@ quickstart: $(VENV)/.installed-quickstart
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 tests
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --long tests
 
 torture: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/torture.py

@@ -14,6 +14,17 @@ from timm_rla.ops.gated_norm import form, set_form
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
 
+def pytest_addoption(parser):
+    parser.addoption('--long', action='store_true', help='also run the tests that are marked as long')
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption('--long'):
+        for item in items:
+            if item.get_closest_marker('long'):
+                item.add_marker(pytest.mark.skip(reason='long; make test-all runs it'))
+
+
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory):
     """Image folder with all of scikit-learn's digits."""

@@ -62,8 +62,8 @@ def run(environment: Environment, folder: Path, arguments: List[str]) -> Dict[st
                     *TOOLS, '-e', f'{source}[{EXTRAS}]'], check=True)
     report = folder / 'report.xml'
     print(f'{environment.name}: testing', flush=True)
-    subprocess.run([python, '-m', 'pytest', '-q', '-n', '2', f'--junitxml={report}', *(arguments or ['tests'])],
-                   cwd=source, env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
+    subprocess.run([python, '-m', 'pytest', '-q', '-n', '2', '--long', f'--junitxml={report}',
+                    *(arguments or ['tests'])], cwd=source, env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
     counts = ET.parse(report).getroot().find('testsuite').attrib
     failed, skipped = int(counts['failures']) + int(counts['errors']), int(counts['skipped'])
     shown = subprocess.run([python, '-c', VERSIONS], capture_output=True, text=True, check=True).stdout

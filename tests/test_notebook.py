@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / 'examples' / 'own_photos.ipynb'
 
 
+@pytest.mark.long
 def test_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')

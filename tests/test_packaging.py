@@ -59,6 +59,7 @@ def test_both_hold_the_same(wheels):
         assert path in contents[0]
 
 
+@pytest.mark.long
 def test_works_from_another_folder(environment, tmp_path):
     shown = run(environment / 'python', '-c', 'import timm, timm_rla; print(timm_rla.__file__, '
                 'timm.is_model("rla_resnet50"))', cwd=tmp_path)

@@ -54,6 +54,7 @@ def test_help_tells_all_forms(capsys):
     assert all(f'MODEL+{suffix}: ' in text for suffix in SUFFIXES)
 
 
+@pytest.mark.long
 def test_end_to_end(tmp_path, capsys, in_this_process):
     path = tmp_path / 'table.csv'
     base, rla = (f'{name}+layers=(1,1,1)' for name in TINY.models)
@@ -85,6 +86,7 @@ def test_end_to_end(tmp_path, capsys, in_this_process):
     assert out.count('images/s') == 3 and out.count(f'{path}\n') == 3 and out.strip().endswith(str(path))
 
 
+@pytest.mark.long
 def test_with_processes(tmp_path, capsys):
     path = tmp_path / 'table.csv'
     name = 'rla_resnet20_cifar+layers=(1,1,1)+lstm_called+general'

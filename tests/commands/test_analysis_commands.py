@@ -91,6 +91,7 @@ def test_attention_picture_goes_into_the_model_card(trained, tmp_path):
     assert '(attention.png)' in (tmp_path / 'export' / 'README.md').read_text()
 
 
+@pytest.mark.long
 def test_attention_over_processes(trained, image_folder, tmp_path):
     """29 images on 2 processes: timm's sampler reads one twice, which must not count."""
     data = tmp_path / 'data'

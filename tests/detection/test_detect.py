@@ -20,8 +20,8 @@ pytest.importorskip('faster_coco_eval')
 EXAMPLE = Path(__file__).parents[2] / 'examples' / 'finetune_detector.py'
 COLORS = {3: 'red', 8: 'blue'}
 TRAIN = ['detect', 'train', '--backbone', 'rla_resnet18', '--backbone-kwargs', 'layers=(1,1,1,1)',
-         'channels=(16,32,64,128)', '--no-frozen-bn', '--min-size', '64', '--max-size', '96', '--pyramid-channels', '16',
-         '--anchor-sizes', '8', '16', '24', '32', '48',
+         'channels=(16,32,64,128)', '--no-frozen-bn', '--min-size', '64', '--max-size', '96',
+         '--pyramid-channels', '16', '--anchor-sizes', '8', '16', '24', '32', '48',
          '--rpn-post-nms-top-n-train', '40', '--rpn-post-nms-top-n-test', '40', '--box-batch-size-per-image', '16',
          '--iterations', '6', '--eval-interval', '4', '--checkpoint-interval', '2', '--lr', '0.01', '--workers', '0',
          '--device', 'cpu', '--seed', '1']
@@ -109,6 +109,7 @@ def test_going_on_with_averages_and_accumulation(data, tmp_path, monkeypatch):
     assert any(not torch.equal(raw[key], averaged[key]) for key in averaged)
 
 
+@pytest.mark.long
 def test_two_processes(data, tmp_path):
     """The evaluation counts each image once: it equals that of the checkpoint in one process."""
     subprocess.run(
@@ -163,6 +164,7 @@ def fitted(data, tmp_path_factory):
     return output / 'fitted'
 
 
+@pytest.mark.long
 def test_overfits(fitted):
     assert json.loads((fitted / 'metrics.json').read_text())['map_50'] > 0.9
 
@@ -216,12 +218,13 @@ def test_export(run, tmp_path):
     assert cli.main(['detect', 'export', str(tmp_path / 'a.txt'), '--checkpoint', str(run / 'best.ckpt')]) == 2
 
 
+@pytest.mark.long
 def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
     """`timm-rla reproduce` trains them as it trains classifiers."""
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     command = ['reproduce', 'bccd', '--only', 'plain', '--seeds', '0', '--data-dir', str(data), '--output',
-               str(tmp_path / 'out'), '--iterations', '2', '--device', 'cpu', '--min-size', '64', '--max-size', '96', '--backbone-kwargs',
-               'layers=(1,1,1,1)', 'channels=(16,32,64,128)']
+               str(tmp_path / 'out'), '--iterations', '2', '--device', 'cpu', '--min-size', '64', '--max-size', '96',
+               '--backbone-kwargs', 'layers=(1,1,1,1)', 'channels=(16,32,64,128)']
     assert cli.main(command) == 0
     assert '[1/1] bccd-18-plain-seed0  mAP@[.5,.95] ' in capsys.readouterr().out
     assert '2 iterations instead of 800' in (tmp_path / 'out' / 'report.md').read_text()

@@ -602,6 +602,7 @@ def ddp_results(tmp_path_factory):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason='this build of torch has no torch.distributed')
+@pytest.mark.long
 @pytest.mark.parametrize('checkpointing', [False, True])
 def test_ddp(family, checkpointing, ddp_results):
     model = freeze_batch_norm_2d(create(family)).double().train()

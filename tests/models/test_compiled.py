@@ -12,8 +12,8 @@ from helpers import TWO_BLOCKS, VARIANTS, assert_same, blocks_of, images, randn,
 
 from timm_rla.ops.gated_norm import set_form
 
-pytestmark = pytest.mark.skipif(
-    not any(shutil.which(compiler) for compiler in ('g++', 'clang++')), reason='inductor needs a C++ compiler')
+pytestmark = [pytest.mark.long, pytest.mark.skipif(
+    not any(shutil.which(compiler) for compiler in ('g++', 'clang++')), reason='inductor needs a C++ compiler')]
 
 LAYOUTS = {'rla': 'bottleneck', 'rla_se': 'basic', 'rla_vector': 'basic'}
 LABELS = torch.tensor([0, 3, 6, 3])

@@ -334,6 +334,7 @@ CHECKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('library', CHECKS)
 def test_library(library, tmp_path):
     pytest.importorskip(library, reason=f'{library} is not installed')

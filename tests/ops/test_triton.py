@@ -215,6 +215,7 @@ def test_interpreted(tmp_path):
         check(inputs, result)
 
 
+@pytest.mark.long
 @needs_triton
 @pytest.mark.parametrize('arch, dtypes', [(80, ('bfloat16',)), (90, ('float16', 'float32', 'float64'))])
 def test_compiled(arch, dtypes, tmp_path):

@@ -340,6 +340,17 @@ def torture() -> List[str]:
                         f'timm {last["timm"]}.']
 
 
+def matrix() -> List[str]:
+    """What `make matrix` has tried."""
+    with open(ROOT / 'results' / 'matrix.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    lines = [_line(['libraries', 'Python', 'torch', 'timm', 'passed', 'failed', 'skipped', 'date']), '|---' * 8 + '|']
+    for row in rows:
+        cells = [row[key].split('+')[0] for key in ('python', 'torch', 'timm', 'passed', 'failed', 'skipped', 'date')]
+        lines.append(_line([row['environment'], *(cells if row['date'] else [NOT_MEASURED, *['-'] * 6])]))
+    return lines
+
+
 class Section(NamedTuple):
     """What stands between `<!-- begin NAME -->` and `<!-- end NAME -->`."""
     page: str  # file, from the root of the repository
@@ -363,6 +374,7 @@ SECTIONS: Dict[str, Section] = {
     'detector answer': Section('docs/detection.md', detector_answer),
     'detectors': Section('docs/detection.md', detectors),
     'torture': Section('docs/reliability.md', torture),
+    'matrix': Section('docs/reliability.md', matrix),
 }
 
 

@@ -3,7 +3,8 @@
     make matrix
     make matrix MATRIX='--only oldest'
 
-Writes results/matrix.csv, a row for each environment. A Python that this machine does not have is said to be missing.
+Writes results/matrix.csv, a row for each environment, empty for those that have not been run yet. A Python that this
+machine does not have is said to be missing.
 """
 import argparse
 import csv
@@ -78,10 +79,10 @@ def main() -> int:
     parser.add_argument('--only', nargs='+', default=[], help='words in the names of environments')
     args, arguments = parser.parse_known_args()
     path = ROOT / 'results' / 'matrix.csv'
-    rows: Dict[str, Dict[str, Any]] = {}
+    rows: Dict[str, Dict[str, Any]] = {each.name: dict(environment=each.name) for each in ENVIRONMENTS}
     if path.is_file():
         with open(path, newline='') as f:
-            rows = {row['environment']: row for row in csv.DictReader(f)}
+            rows.update((row['environment'], row) for row in csv.DictReader(f))
     failed = False
     for environment in ENVIRONMENTS:
         if args.only and not any(word in environment.name for word in args.only):

@@ -109,6 +109,21 @@ def test_card_is_of_the_weights(image_folder, tmp_path):
     assert '## Accuracy' not in (export(run / 'other.pth.tar', tmp_path / 'other') / 'README.md').read_text()
 
 
+@pytest.mark.parametrize('content', [b'', b'\xff\xfe\x00garbage', None])
+def test_a_lost_summary_gets_the_row_of_the_checkpoint(image_folder, tmp_path, content):
+    """So that a run that had ended counts as finished; and one that goes on has the row of its last epoch."""
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '2')
+    last = (run / 'summary.csv').read_text().splitlines()[-1]
+    for epochs in '2', '3':
+        (run / 'summary.csv').unlink()
+        if content is not None:
+            (run / 'summary.csv').write_bytes(content)
+        train(image_folder, tmp_path, *OPTIONS, '--epochs', epochs, '--resume', 'auto')
+        assert (run / 'summary.csv').read_text().splitlines()[1] == last
+        assert [row['epoch'] for row in read_summary(run)] == list(range(1, int(epochs)))
+        check_labels(run)
+
+
 # Disks ---------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('room', [20, 100_000])

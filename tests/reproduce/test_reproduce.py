@@ -202,6 +202,10 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     assert cli.main(command) == 0
     assert '2 of 2 runs are finished, 0 to go' in capsys.readouterr().out
     assert (folder / 'last.pth.tar').stat().st_mtime_ns == before
+    (folder / 'summary.csv').write_bytes(b'')  # as a full disk or a crash may leave it
+    assert cli.main(command) == 0
+    assert '1 of 2 runs are finished, 1 to go' in capsys.readouterr().out
+    assert cli.main([*command, '--print']) == 0 and not capsys.readouterr().out
 
     checkpoint = tmp_path / 'out' / 'cifar10-20-rla-seed0' / 'last.pth.tar'
     freeze = ['freeze', str(checkpoint), '--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']

@@ -51,7 +51,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     results = Results(Path(args.output or f'output/{args.table}'), table, length, options)
     parse(task.parser(), train_options(task, runs[0], length, options))  # complains now, not in every run
     if args.print:
-        print('\n'.join(shell_commands(results, runs)))
+        for line in shell_commands(results, runs):
+            print(line)
         return
     failed = []
     if not args.report:

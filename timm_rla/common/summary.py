@@ -3,12 +3,12 @@ import csv
 import logging
 import math
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from .errors import blame
 from .files import replacing
 
-__all__ = ['SUMMARY', 'best_row', 'metric_key', 'read_summary', 'trim_summary', 'write_row']
+__all__ = ['SUMMARY', 'best_row', 'is_row', 'metric_key', 'read_summary', 'trim_summary', 'write_row']
 
 SUMMARY = 'summary.csv'
 EPOCH = 'epoch'
@@ -64,6 +64,15 @@ def _row(header: List[str], cells: List[str]) -> Optional[Dict[str, float]]:
         return None
     epoch = row.get(EPOCH, -1)
     return row if math.isfinite(epoch) and epoch >= 0 and epoch == int(epoch) else None
+
+
+def is_row(value: Any) -> bool:
+    """True if a value out of a checkpoint is the row of an epoch: numbers by their columns."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get(EPOCH), int)
+        and all(isinstance(key, str) and isinstance(number, (int, float)) for key, number in value.items())
+    )
 
 
 def write_row(run_dir: Path, row: Dict[str, float]) -> None:

@@ -16,7 +16,7 @@ from ..common.lock import exclusive
 from ..common.options import parse
 from ..common.recipes import find_recipe
 from ..common.stopping import Stopped, StopRequest
-from ..common.summary import read_summary
+from ..common.summary import SUMMARY, read_summary
 from ..common.yaml_files import read_mapping
 from .plan import Run, Table
 from .tasks import DATASETS, Task
@@ -190,8 +190,10 @@ def _outcome(results: Results, run: Run, returncode: int) -> str:
     if returncode:
         lines = (results.path / f'{run.name}.log').read_text(errors='replace').strip().splitlines()
         return f'failed: {lines[-1] if lines else f"exit code {returncode}"}'
-    last = read_summary(results.path / run.name)[-1]
-    return ', '.join(f'{metric.name} {metric.value(last):.2f} %' for metric in results.table.task.metrics)
+    rows = read_summary(results.path / run.name)
+    if not rows:
+        return f'ended, but its {SUMMARY} has no row'
+    return ', '.join(f'{metric.name} {metric.value(rows[-1]):.2f} %' for metric in results.table.task.metrics)
 
 
 def shell_commands(results: Results, runs: Sequence[Run]) -> List[str]:

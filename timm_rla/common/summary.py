@@ -8,7 +8,8 @@ from typing import Any, Dict, List, Optional
 from .errors import blame
 from .files import replacing
 
-__all__ = ['SUMMARY', 'best_row', 'is_row', 'metric_key', 'read_summary', 'trim_summary', 'write_row']
+__all__ = ['SUMMARY', 'best_row', 'is_row', 'metric_key', 'read_summary', 'restore_rows', 'trim_summary',
+           'write_row']
 
 SUMMARY = 'summary.csv'
 EPOCH = 'epoch'
@@ -87,6 +88,12 @@ def write_row(run_dir: Path, row: Dict[str, float]) -> None:
     """
     before = [other for other in read_summary(run_dir) if other[EPOCH] < row[EPOCH]]
     _write(run_dir / SUMMARY, [*before, row])
+
+
+def restore_rows(run_dir: Path, rows: List[Dict[str, float]]) -> None:
+    """Add rows of epochs that the file does not have."""
+    known = {row[EPOCH]: row for row in [*rows, *read_summary(run_dir)]}
+    _write(run_dir / SUMMARY, [known[epoch] for epoch in sorted(known)])
 
 
 def trim_summary(run_dir: Path, start_epoch: int) -> None:

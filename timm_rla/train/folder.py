@@ -18,7 +18,7 @@ from ..common.checkpoint import read_checkpoint
 from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.lock import exclusive
-from ..common.summary import SUMMARY, is_row, metric_key, read_summary, trim_summary, write_row
+from ..common.summary import SUMMARY, is_row, metric_key, read_summary, restore_rows, trim_summary, write_row
 from ..common.trained import completed_epochs
 from .checkpoints import Checkpoints, Kept, find_last
 
@@ -204,13 +204,23 @@ class RunFolder:
             if _position(path) != _position(checkpoint):
                 path.unlink(missing_ok=True)
         trim_summary(self.path, start_epoch)
-        if start_epoch and all(row['epoch'] != start_epoch - 1 for row in read_summary(self.path)):
-            own = read_checkpoint(str(checkpoint), '--resume').get('summary')  # what was there is damaged
-            if is_row(own) and own['epoch'] == start_epoch - 1:
-                write_row(self.path, own)
+        if start_epoch and all(row['epoch'] != start_epoch - 1 for row in read_summary(self.path)):  # it is damaged
+            restore_rows(self.path, self._rows_in_checkpoints(start_epoch))
         rows = [row for row in read_summary(self.path) if metric_key(row, self.metric) in row]
         self.checkpoints.restore(
             [Kept(int(row['epoch']), row[metric_key(row, self.metric)]) for row in rows], start_epoch)
+
+    def _rows_in_checkpoints(self, start_epoch: int) -> List[Dict[str, float]]:
+        """Rows of the summary that whole checkpoints hold, of epochs before this one."""
+        rows = []
+        for path in sorted(self.path.glob('*.pth.tar')):
+            try:
+                row = read_checkpoint(str(path), '--resume').get('summary')
+            except UserError:
+                continue
+            if is_row(row) and row['epoch'] < start_epoch:
+                rows.append(row)
+        return rows
 
     def _recoveries(self) -> List[Path]:
         """Checkpoints within epochs, the farthest last."""

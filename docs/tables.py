@@ -6,7 +6,7 @@
 import csv
 import sys
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, NamedTuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Tuple
 
 import timm
 import torch
@@ -82,6 +82,15 @@ def _measured(suite: str) -> List[Dict[str, str]]:
     return read(ROOT / 'results' / f'benchmark-{suite}.csv')
 
 
+Found = List[Tuple[Setting, Dict[str, Dict[str, str]]]]
+
+
+def _found(suites: Iterable[str]) -> Found:
+    """The settings of some suites, each with its rows by model."""
+    return [(setting, find(measured, setting)) for suite in suites for measured in [_measured(suite)]
+            for setting in SUITES[suite]]
+
+
 def _allocator(text: str) -> str:
     """In words; `text` as from `allocator.describe`."""
     settings = ' '.join(f'{name}={value}' for name, value in KEEP_FREED.items())
@@ -96,6 +105,10 @@ def _machines(rows: Iterable[Dict[str, str]]) -> List[str]:
     return ['', f'Measured on {"; ".join(sorted(machines))}.'] if machines else []
 
 
+def _machines_of(found: Found) -> List[str]:
+    return _machines(row for _, rows in found for row in rows.values())
+
+
 def _title(setting: Setting) -> str:
     device = 'CPU' if setting.device == 'cpu' else 'GPU'
     how = 'compiled' if setting.torchcompile else 'eager'
@@ -108,6 +121,10 @@ def _title(setting: Setting) -> str:
 def _ratio(row: Dict[str, str]) -> str:
     return '{ratio:.3f} ({ratio_lower:.3f} to {ratio_upper:.3f})'.format_map(
         {key: float(row[key]) for key in ('ratio', 'ratio_lower', 'ratio_upper')})
+
+
+def _memory(row: Dict[str, str]) -> str:
+    return f'{float(row["memory_ratio"]):.3f}'
 
 
 def _cell(setting: Setting, rows: Dict[str, Dict[str, str]], model: str, show: Callable[[Dict[str, str]], str]) -> str:
@@ -132,8 +149,7 @@ def benchmark() -> List[str]:
                 plain, se, rla, *_ = setting.models
                 rows = find(measured, setting)
                 cells = [_cell(setting, rows, name, _ratio) for name in (se, rla, f'{rla}+folded')]
-                cells += [_cell(setting, rows, name, lambda row: f'{float(row["memory_ratio"]):.3f}')
-                          for name in (se, rla)]
+                cells += [_cell(setting, rows, name, _memory) for name in (se, rla)]
                 if not rows:
                     missing.setdefault(tuple(cells), []).append(f'`{plain}`')
                     continue
@@ -148,31 +164,21 @@ def benchmark() -> List[str]:
 def detectors() -> List[str]:
     """The suites `detection-*`: one row for each setting."""
     lines = ['| | detector | SE | RLA | memory, SE | RLA |', '|---|---|---|---|---|---|']
-    used = []
-    for suite in ('detection-gpu', 'detection-cpu'):
-        measured = _measured(suite)
-        for setting in SUITES[suite]:
-            rows = find(measured, setting)
-            used += rows.values()
-            cells = [_cell(setting, rows, name, _ratio) for name in setting.models[1:]]
-            cells += [_cell(setting, rows, name, lambda row: f'{float(row["memory_ratio"]):.3f}')
-                      for name in setting.models[1:]]
-            lines.append(_line([_title(setting), f'`{setting.models[0]}`', *cells]))
-    return lines + _machines(used)
+    found = _found(('detection-gpu', 'detection-cpu'))
+    for setting, rows in found:
+        cells = [_cell(setting, rows, name, show) for show in (_ratio, _memory) for name in setting.models[1:]]
+        lines.append(_line([_title(setting), f'`{setting.models[0]}`', *cells]))
+    return lines + _machines_of(found)
 
 
 def loading() -> List[str]:
     """The suites `loading-*`: training from memory in relation to the bare step."""
     lines = ['| | network | from memory / bare step |', '|---|---|---|']
-    used = []
-    for suite in ('loading-gpu', 'loading-cpu'):
-        measured = _measured(suite)
-        for setting in SUITES[suite]:
-            rows = find(measured, setting)
-            used += rows.values()
-            bare, loaded = setting.models
-            lines.append(_line([_title(setting), f'`{bare}`', _cell(setting, rows, loaded, _ratio)]))
-    return lines + _machines(used)
+    found = _found(('loading-gpu', 'loading-cpu'))
+    for setting, rows in found:
+        bare, loaded = setting.models
+        lines.append(_line([_title(setting), f'`{bare}`', _cell(setting, rows, loaded, _ratio)]))
+    return lines + _machines_of(found)
 
 
 FORM_NAMES = {  # by the suffix of the model
@@ -188,15 +194,11 @@ FORM_NAMES = {  # by the suffix of the model
 def forms() -> List[str]:
     """The suites `forms-*`: images per second of each form of `rla_resnet50`."""
     lines = [_line(['', *FORM_NAMES.values()]), '|---' * (len(FORM_NAMES) + 1) + '|']
-    used = []
-    for suite in FORMS:
-        measured = _measured(suite)
-        for setting in SUITES[suite]:
-            rows = find(measured, setting)
-            used += rows.values()
-            names = ['+'.join([setting.models[1], *[suffix] * bool(suffix)]) for suffix in FORM_NAMES]
-            lines.append(_line([_title(setting), *(_cell(setting, rows, name, _ratio) for name in names)]))
-    return lines + _machines(used)
+    found = _found(FORMS)
+    for setting, rows in found:
+        names = ['+'.join([setting.models[1], *[suffix] * bool(suffix)]) for suffix in FORM_NAMES]
+        lines.append(_line([_title(setting), *(_cell(setting, rows, name, _ratio) for name in names)]))
+    return lines + _machines_of(found)
 
 
 def _scaling_cell(points: List[Point], measured: List[Dict[str, str]]) -> str:

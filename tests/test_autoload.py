@@ -31,14 +31,16 @@ def test_entry_point():
 
 @pytest.mark.parametrize('imports', [
     'import timm',
+    'import torch, timm',
     'import timm_rla, timm',
+    'import timm, timm_rla',
     'from timm.models.resnet import resnet18; import timm',
     'import timm_rla.layers; import timm',
     'import timm, importlib, timm_rla; importlib.reload(timm_rla)',
 ])
 def test_models_are_known(imports):
     result = python(f'{imports}; {LIST}', check=False)
-    assert result.stdout.strip() == '10', result.stderr
+    assert result.returncode == 0 and result.stdout.strip() == '10', result.stderr
     assert 'registry' not in result.stderr  # no warning of timm's about models that are registered twice
 
 

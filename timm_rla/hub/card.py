@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..common.networks import Network
 from ..common.options import parse
-from ..common.summary import read_summary
+from ..common.summary import is_row, read_summary
 from ..train.options import train_parser
 
 __all__ = ['build_card', 'measured_accuracy', 'recipe']
@@ -81,7 +81,7 @@ def measured_accuracy(
     if validated_ema != use_ema:
         return None
     own = checkpoint.get('summary')
-    rows = [own] if isinstance(own, dict) else [
+    rows = [own] if is_row(own) else [
         row for row in read_summary(run_dir) if checkpoint.get('metric') in row.values()]
     needed = ('epoch', 'eval_loss', 'eval_top1', 'eval_top5')
     return next((row for row in rows if all(isinstance(row.get(key), (int, float)) for key in needed)

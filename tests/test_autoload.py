@@ -100,6 +100,7 @@ def test_loader_is_left_as_it_was():
     assert python(code) == '[]'
 
 
+@pytest.mark.long
 def test_spawned_workers(tmp_path):
     script = tmp_path / 'script.py'
     script.write_text('''
@@ -120,6 +121,7 @@ if __name__ == '__main__':
     assert result.stdout.strip() == '[True, True]', result.stderr
 
 
+@pytest.mark.long
 def test_under_torchrun(tmp_path):
     script = tmp_path / 'script.py'
     script.write_text('import os, timm; os.write(1, b"known %d " % timm.is_model("rla_resnet50"))')  # in one piece

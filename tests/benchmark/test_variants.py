@@ -121,8 +121,8 @@ def test_forms_of_layer_attention_need_one(suffix):
             create(f'resnet20_cifar+{suffix}', as_run)
 
 
-@pytest.mark.parametrize('neck', ['fpn', 'c4'])
-def test_detectors(neck):
+@pytest.mark.parametrize('neck, regions', [('fpn', (512, 1000)), ('c4', (256, 300))])
+def test_detectors(neck, regions):
     """As they are trained from weights of classification: batch norms are constants, 3 stages and more are trained."""
     model = create(f'rla_resnet18+hidden_dim=16+{neck}')
     assert type(model) is FasterRCNN and not model.training
@@ -131,6 +131,8 @@ def test_detectors(neck):
     body = model.backbone.body
     frozen = [name for name, p in body.named_parameters() if not p.requires_grad]
     assert any('conv1' in name for name in frozen) and not any('layer3' in name for name in frozen)
+    sampler, rpn = model.roi_heads.fg_bg_sampler, model.rpn
+    assert (sampler.batch_size_per_image, rpn.post_nms_top_n()) == regions
     assert is_detector(f'rla_resnet18+{neck}') and not is_detector('rla_resnet18+folded')
 
 

@@ -160,6 +160,7 @@ def test_signal_to_all_processes_of_a_job(image_folder, tmp_path, whole_runs):
         whole_runs('two workers'))
 
 
+@pytest.mark.long
 def test_two_processes_agree_where_to_stop(image_folder, tmp_path):
     options = ['--epochs', '2', '--workers', '0', '--reprob', '0.3', '--no-ddp-bb', '--batch-size', '4',
                '--model-ema', '--model-ema-decay', '0.9']

@@ -135,11 +135,12 @@ def _forms() -> Tuple[List[Setting], List[Setting]]:
     ]
 
 
-def _detectors(ways: Iterable[Dict[str, Any]], **common: Any) -> List[Setting]:
-    """Faster R-CNN on the plain, the SE and the RLA network of depth 50, with each neck in each way."""
+def _detectors(train: Dict[str, int], infer: int, **common: Any) -> List[Setting]:
+    """Faster R-CNN on the plain, the SE and the RLA network of depth 50; images of a training step by neck."""
     return [
-        Setting(tuple(f'{name}+{neck}' for name in ('resnet50', 'seresnet50', 'rla_resnet50')), **common, **way)
-        for neck in ('fpn', 'c4') for way in ways
+        Setting(tuple(f'{name}+{neck}' for name in ('resnet50', 'seresnet50', 'rla_resnet50')), mode=mode,
+                batch_size=batch_size, **common)
+        for neck in train for mode, batch_size in (('train', train[neck]), ('infer', infer))
     ]
 
 
@@ -178,10 +179,8 @@ SUITES: Dict[str, List[Setting]] = {
     ],
     'cpu': _compare(_NETWORKS, _CPU_WAYS, **_CPU),
     'detection-gpu': _detectors(
-        (dict(mode='train', batch_size=8), dict(mode='infer', batch_size=8)), img_size=800,
-        device='cuda', precision='amp_bfloat16'),
-    'detection-cpu': _detectors(
-        (dict(mode='train', batch_size=2), dict(mode='infer', batch_size=1)), img_size=480, **_CPU),
+        dict(fpn=8, c4=8), infer=8, img_size=800, device='cuda', precision='amp_bfloat16'),
+    'detection-cpu': _detectors(dict(fpn=2, c4=1), infer=1, img_size=480, **_CPU),
     'loading-gpu': _loading(**_GPU),
     'loading-cpu': _loading(device='cpu', precision='amp_bfloat16'),
     'forms-gpu': _FORMS_GPU,

@@ -20,6 +20,10 @@ __all__ = ['FOLDED', 'IN_MEMORY', 'REGIONAL', 'REGIONAL_BACKEND', 'SUFFIXES', 'T
            'recurrent_blocks', 'suffixes']
 
 REGIONAL_BACKEND = 'inductor'
+REGIONS = {  # of an image, trained on and classified, by neck: as in the recipes
+    'fpn': {},
+    'c4': dict(box_batch_size_per_image=256, rpn_post_nms_top_n_test=300),
+}
 
 
 def recurrent_blocks(model: nn.Module) -> List[RecurrentBlock]:
@@ -67,7 +71,7 @@ def _detector(neck: str) -> Callable[[str, Dict[str, Any]], nn.Module]:
     """
     def create_detector(backbone: str, kwargs: Dict[str, Any]) -> nn.Module:
         with blame(f'--model {backbone}+{neck}', ValueError):
-            model = fasterrcnn(backbone, neck=neck, trainable_layers=3, backbone_kwargs=kwargs)
+            model = fasterrcnn(backbone, neck=neck, trainable_layers=3, backbone_kwargs=kwargs, **REGIONS[neck])
         for head in (model.rpn.head.cls_logits, model.rpn.head.bbox_pred, model.roi_heads.box_predictor.cls_score,
                      model.roi_heads.box_predictor.bbox_pred):
             nn.init.zeros_(head.weight)

@@ -6,9 +6,15 @@ from datetime import timedelta
 
 from huggingface_hub.utils import tqdm
 
-__all__ = ['Progress']
+__all__ = ['Progress', 'show_rate']
 
 _logger = logging.getLogger(__name__)
+
+
+def show_rate(images: int, seconds: float) -> str:
+    """Images per second, to three digits."""
+    rate = images / max(seconds, 1e-9)
+    return f'{rate:.0f} img/s' if rate >= 100 else f'{rate:#.3g} img/s'
 
 
 class Progress:
@@ -43,9 +49,8 @@ class Progress:
         if not self.enabled:
             return
         elapsed = time.perf_counter() - self.start
-        rate = self.images / max(elapsed, 1e-9)  # images per second
         left = timedelta(seconds=int(elapsed / self.step * (self.total - self.step + self.later)))
-        shown = [f'{rate:.{1 if rate < 100 else 0}f} img/s', f'{left} left',
+        shown = [show_rate(self.images, elapsed), f'{left} left',
                  *(f'{name} {value}' for name, value in values.items())]
         if self.bar is not None:
             self.bar.set_postfix_str(', '.join(shown), refresh=False)

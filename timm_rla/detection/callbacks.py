@@ -14,6 +14,7 @@ from ..common.checkpoint import read_checkpoint
 from ..common.device import Placement
 from ..common.errors import blame
 from ..common.files import replacing
+from ..common.progress import show_rate
 from ..common.stopping import Stopped, StopRequest
 from .checkpoint import checkpoints
 
@@ -112,7 +113,7 @@ class Lines(pl.Callback):
         seconds = (time.perf_counter() - self.begin) / (step - self.first)
         images = len(batch[0]) * trainer.world_size * trainer.accumulate_grad_batches
         left = timedelta(seconds=int(seconds * (trainer.max_steps - step)))
-        _logger.info(f'Train [{step}/{trainer.max_steps}]  {images / seconds:.1f} img/s  {left} left  '
+        _logger.info(f'Train [{step}/{trainer.max_steps}]  {show_rate(images, seconds)}  {left} left  '
                      f'loss {float(trainer.callback_metrics["loss"]):.3f}')
 
     def on_validation_batch_end(

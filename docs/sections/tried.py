@@ -45,9 +45,10 @@ def torture(results: Path) -> List[str]:
         return ['Not run to its end yet.']
     rows = read_rows(path)
     last = rows[-1]
+    torch = last['torch'].split('+')[0]
     cells = ([row['what'], f'{int(row["tries"]):,}', row['failed']] for row in rows)
     return [*table(['what', 'tries', 'failed'], cells), '',
-            f'Run on {last["date"]}, Python {last["python"]}, torch {last["torch"].split("+")[0]}, timm {last["timm"]}.']
+            f'Run on {last["date"]}, Python {last["python"]}, torch {torch}, timm {last["timm"]}.']
 
 
 def matrix(results: Path) -> List[str]:

@@ -13,9 +13,10 @@ from timm_rla.common.errors import UserError
 from timm_rla.detection import fasterrcnn
 from timm_rla.ops.lstm import lstm_step_reference
 
+NARROW = dict(layers=(1, 1, 1, 1), channels=(8, 16, 32, 64))
 SMALL = dict(min_size=64, max_size=96, rpn_post_nms_top_n_train=20, rpn_post_nms_top_n_test=20,
-             box_batch_size_per_image=8, backbone_kwargs=dict(layers=(1, 1, 1, 1)))
-NOT_ZERO = dict(layers=(1, 1, 1, 1), zero_init_last=False)  # else the attention has nothing to scale
+             box_batch_size_per_image=8, pyramid_channels=16, backbone_kwargs=NARROW)
+NOT_ZERO = dict(NARROW, zero_init_last=False)  # else the attention has nothing to scale
 BACKBONES = ('resnet18', 'seresnet18', 'rla_resnet18', 'rla_seresnet18', 'rla_vector_resnet18')
 IMAGES = [torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0)),
           torch.rand(3, 80, 64, generator=torch.Generator().manual_seed(1))]
@@ -68,8 +69,7 @@ def test_any_network_with_the_strides():
 
 def test_weights_of_a_checkpoint_of_classification(neck, tmp_path):
     """Every weight but the classifier's, of a network with another number of classes."""
-    small = dict(layers=(1, 1, 1, 1))
-    trained = timm.create_model('rla_resnet18', num_classes=10, **small).state_dict()
+    trained = timm.create_model('rla_resnet18', num_classes=10, **NARROW).state_dict()
     torch.save(dict(state_dict=trained), tmp_path / 'last.pth.tar')
     model = fasterrcnn('rla_resnet18', 4, neck, pretrained=str(tmp_path / 'last.pth.tar'), frozen_bn=False, **SMALL)
     found = model.state_dict()

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import traceback
 from typing import List, Optional
 
 __all__ = ['COMMANDS', 'main']
@@ -43,6 +44,13 @@ def _suggestion(name: str) -> str:
     return f'did you mean {close[0]}?' if close else f'there are {", ".join(COMMANDS)}'
 
 
+def _let_go(error: Optional[BaseException]) -> None:
+    """Free what the frames of an error hold: a loader's workers then end here, not at some garbage collection."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Run a command.
 
@@ -76,9 +84,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         if os.environ.get('TIMM_RLA_TRACEBACK') == '1':
             raise
         say(f'error: {where()}{e}')
+        _let_go(e)
         return 2
     except Stopped as e:
         say(str(e))
+        _let_go(e)
         return STOPPED
     except KeyboardInterrupt:
         say('interrupted')

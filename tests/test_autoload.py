@@ -33,10 +33,12 @@ def test_entry_point():
     'import timm',
     'import torch, timm',
     'import timm_rla, timm',
-    'import timm, timm_rla',
-    'from timm.models.resnet import resnet18; import timm',
-    'import timm_rla.layers; import timm',
-    'import timm, importlib, timm_rla; importlib.reload(timm_rla)',
+    *(pytest.param(imports, marks=pytest.mark.long) for imports in (
+        'import timm, timm_rla',
+        'from timm.models.resnet import resnet18; import timm',
+        'import timm_rla.layers; import timm',
+        'import timm, importlib, timm_rla; importlib.reload(timm_rla)',
+    )),
 ])
 def test_models_are_known(imports):
     result = python(f'{imports}; {LIST}', check=False)
@@ -86,6 +88,7 @@ def test_timm_broken(tmp_path):
     assert python(code).split() == ["'oh'", "'oh'"]
 
 
+@pytest.mark.long
 def test_another_timm_on_the_path(tmp_path):
     shutil.copytree(Path(timm.__file__).parent, tmp_path / 'timm', ignore=shutil.ignore_patterns('__pycache__'))
     code = f'import timm; print(timm.__file__.startswith({str(tmp_path)!r})); {LIST}'

@@ -1,4 +1,5 @@
 """The command line: bad input is one line with the bad value, exit code 2, and leaves nothing behind."""
+import multiprocessing
 import subprocess
 import sys
 
@@ -132,6 +133,7 @@ def test_unreadable_image(fails, tmp_path, image_folder, content, workers):
     bad.write_bytes(bad.read_bytes()[:80] if content is None else content)
     line = fails('train', *BASE, '--data-dir', data, '--workers', workers, '--batch-size', '80', written=True)
     assert str(bad) in line
+    assert not multiprocessing.active_children()  # the loader's workers have ended
 
 
 def checkpoint(path, model, **kwargs):

@@ -48,6 +48,7 @@ def test_python_snippets_run(snippet):
     exec('import timm\n' + '\n'.join(lines), {})
 
 
+@pytest.mark.long
 def test_site(tmp_path):
     """Every page is built, and every link to another page is one."""
     sphinx = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', ROOT / 'docs', tmp_path]

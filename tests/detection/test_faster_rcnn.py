@@ -87,6 +87,31 @@ def test_weights_of_a_checkpoint_of_classification(neck, tmp_path):
         fasterrcnn('rla_resnet18', 4, neck, pretrained=str(tmp_path / 'last.pth.tar'), **SMALL)
 
 
+@pytest.mark.parametrize('trained, backbone', [
+    ('resnet34', 'resnet18'), ('resnet18', 'resnet34'), ('rla_resnet34', 'rla_resnet18'),
+    ('rla_resnet18', 'rla_resnet34'), ('resnet34', 'rla_resnet18'), ('seresnet18', 'resnet18'),
+    ('resnet18', 'seresnet18'), ('rla_resnet18', 'resnet18'), ('resnet50', 'resnet18'),
+    ('efficientnet_b0', 'efficientnet_b1'),
+])
+def test_weights_of_another_backbone(trained, backbone, neck, tmp_path):
+    """Also where all that fits would fit: timm would load as much, and leave the rest as it was."""
+    if not backbone.endswith(('18', '34')) and neck == 'c4':
+        pytest.skip('c4 takes ResNets')
+    path = str(tmp_path / 'last.pth.tar')
+    torch.save(dict(state_dict=timm.create_model(trained, num_classes=10).state_dict()), path)
+    with pytest.raises(RuntimeError, match='weights are neither|weights of another network|size mismatch'):
+        fasterrcnn(backbone, 4, neck, pretrained=path)
+
+
+@pytest.mark.parametrize('backbone', [
+    'resnet18', 'mobilenetv3_small_050', 'convnext_atto', 'regnetx_002', 'rla_resnet18'])
+def test_weights_of_any_backbone(backbone, tmp_path):
+    path = str(tmp_path / 'last.pth.tar')
+    plain = backbone.removeprefix('rla_')  # a warm start
+    torch.save(timm.create_model(plain, num_classes=10).state_dict(), path)
+    fasterrcnn(backbone, 4, pretrained=path)
+
+
 @pytest.mark.parametrize('arguments, message', [
     (dict(backbone='rla_resnet81'), 'rla_resnet18'),
     (dict(neck='pan'), 'fpn, c4'),

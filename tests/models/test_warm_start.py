@@ -152,6 +152,9 @@ def test_source_is_not_changed():
     ('rla_seresnet18', 'resnet18', 'missing layer1.0.se'),
     ('rla_resnet50', 'resnet50d', 'missing conv1.weight'),
     ('rla_resnet18', 'vgg11', 'missing bn1'),
+    ('rla_resnet18', 'rla_resnet34', 'unexpected layer1.2'),
+    ('rla_resnet34', 'rla_resnet18', 'missing layer1.2'),
+    ('rla_resnet18', 'rla_seresnet18', 'unexpected layer1.0.se'),
 ])
 def test_weights_of_another_network(name, source, words, num_classes):
     with torch.device('meta'):

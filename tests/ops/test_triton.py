@@ -200,6 +200,7 @@ def check(inputs, results):
     assert torch.equal(results['reduce'][0].nan_to_num(), expected(inputs)['reduce'][0].nan_to_num()), case
 
 
+@pytest.mark.long
 @needs_triton
 def test_interpreted(tmp_path):
     """Every pass agrees with torch: dtypes, layouts, odd sizes, NaN, split sums, a mean far from zero.

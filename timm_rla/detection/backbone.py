@@ -1,6 +1,7 @@
 """Networks of timm as backbones of torchvision's detectors: created, frozen in part, and with a feature pyramid."""
+import re
 from collections import OrderedDict
-from typing import Any, Dict, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -9,6 +10,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..common.checkpoint import read_checkpoint
+from ..models.warm_start import is_added
 
 __all__ = ['PyramidBackbone', 'create_network', 'freeze_stages']
 
@@ -26,10 +28,34 @@ def create_network(name: str, pretrained: Union[bool, str], **kwargs: Any) -> nn
         UserError: The file is no checkpoint.
         RuntimeError: It is of another network.
     """
-    if isinstance(pretrained, str):
-        read_checkpoint(pretrained, 'pretrained')  # timm reads it again; of old, with the code in it
-        kwargs['pretrained_cfg_overlay'] = dict(file=pretrained, num_classes=-1)  # -1: whatever the classes are
-    return create_model(name, pretrained=bool(pretrained), **kwargs)
+    if not isinstance(pretrained, str):
+        return create_model(name, pretrained=pretrained, **kwargs)
+    checkpoint = read_checkpoint(pretrained, 'pretrained')  # timm reads it again; of old, with the code in it
+    overlay = dict(file=pretrained, num_classes=-1)  # -1: whatever the classes are
+    network = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+    _check_keys(checkpoint['state_dict'], network.state_dict())
+    return network
+
+
+def _check_keys(found: Iterable[str], expected: Iterable[str]) -> None:
+    """Complain of weights of a network with more or fewer layers, which timm loads as far as they go.
+
+    Layer attention may be missing. What timm cuts off may be left over: a classifier, and of networks that are not
+    ResNets the last layers. timm's feature extractors prefix names, or join them by _. Where no name fits, they are
+    those of another library, which timm translates.
+    """
+    found, expected = (_by_name(keys) for keys in (found, expected))
+    missing = [key for name, key in expected.items() if name not in found and not is_added(key)]
+    left = [key for name, key in found.items() if name not in expected and re.match(r'layer[1-4]\.|lstm\.', key)]
+    if (missing or left) and expected.keys() & found.keys():
+        raise RuntimeError(f'weights of another network: {len(missing)} are missing, {len(left)} left over, such as '
+                           f'{min(missing or left)}')
+
+
+def _by_name(keys: Iterable[str]) -> Dict[str, str]:
+    """Keys of a state dict but for counters, by names that feature extractors have, too."""
+    keys = (re.sub(r'^(module\.|model\.)*', '', key) for key in keys if not key.endswith('num_batches_tracked'))
+    return {key.replace('.', '_'): key for key in keys}
 
 
 def freeze_stages(network: nn.Module, ends: Sequence[str], trainable_layers: int) -> None:

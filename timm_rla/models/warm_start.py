@@ -7,7 +7,7 @@ source bit for bit, in train mode with the general form of the blocks, and the g
 can learn from there.
 """
 import logging
-from typing import Dict
+from typing import AbstractSet, Dict
 
 import torch
 import torch.nn as nn
@@ -45,9 +45,10 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     Raises:
         RuntimeError: The keys are of neither; says which do not fit.
     """
-    if LSTM_KEY in state_dict:
-        return state_dict
     own = model.state_dict()
+    if LSTM_KEY in state_dict:
+        _check_keys(state_dict, own.keys())  # timm does not, with another number of classes
+        return state_dict
     added = {key for key in own if is_added(key)}
     _check_keys(state_dict, own.keys() - added)
 
@@ -71,7 +72,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     return state_dict
 
 
-def _check_keys(state_dict: Dict[str, torch.Tensor], expected: set) -> None:
+def _check_keys(state_dict: Dict[str, torch.Tensor], expected: AbstractSet[str]) -> None:
     def essential(keys):  # a classifier is adapted later, counters are not in old checkpoints
         return sorted(key for key in keys if not key.startswith('fc.') and not key.endswith('num_batches_tracked'))
 

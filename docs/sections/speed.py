@@ -123,11 +123,13 @@ def _added(results: Path, suite: str, points: List[Point]) -> str:
 
 
 def _machines(found: Found) -> List[str]:
-    machines = {
-        f'{row["hardware"]} ({row["date"]}, torch {row["torch"].split("+")[0]}, timm {row["timm"]}'
-        f'{row["allocator"] and "; " + _allocator(row["allocator"])})' for _, rows in found for row in rows.values()
-    }
-    return ['', f'Measured on {"; ".join(sorted(machines))}.'] if machines else []
+    dates = {}  # by machine
+    for row in (row for _, rows in found for row in rows.values()):
+        versions = f'torch {row["torch"].split("+")[0]}, timm {row["timm"]}'
+        how = '; '.join(filter(None, (versions, _allocator(row['allocator']))))
+        dates.setdefault((row['hardware'], how), set()).add(row['date'])
+    machines = [f'{hardware} ({" and ".join(sorted(days))}; {how})' for (hardware, how), days in sorted(dates.items())]
+    return ['', f'Measured on {"; ".join(machines)}.'] if machines else []
 
 
 def _allocator(text: str) -> str:

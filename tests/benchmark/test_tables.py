@@ -28,7 +28,7 @@ def write(folder, suite, setting, models=None, allocator=f'glibc, {SETTINGS}', *
     common = dict(hardware='A CPU', date='2030-01-02', torch='2.14.1+cpu', timm='1.0.31', allocator=allocator)
     results.update(folder / f'benchmark-{suite}.csv', [
         dict(setting.columns(), model=name, ratio=1 - index / 10, ratio_lower=0.5, ratio_upper=1.5,
-             memory_ratio=1 + index / 10, **common, **values)
+             memory_ratio=1 + index / 10, **{**common, **values})
         for index, name in enumerate(models or setting.models)])
 
 
@@ -59,7 +59,7 @@ def test_benchmark(speed, tmp_path):
     ]
     rest = '|  | `resnet18`, `resnet101` | not measured | not measured | - | not measured | not measured |'
     assert lines.index(rest) == 1 + next(i for i, line in enumerate(lines) if '`resnet50` | 0.900' in line)
-    assert lines[-1] == ('Measured on A CPU (2030-01-02, torch 2.14.1, timm 1.0.31; glibc told to keep freed memory '
+    assert lines[-1] == ('Measured on A CPU (2030-01-02; torch 2.14.1, timm 1.0.31; glibc told to keep freed memory '
                          f'({SETTINGS})).')
     assert all('0.9' not in line for line in speed.forms(tmp_path))  # another run, though of the same networks
 
@@ -72,7 +72,7 @@ def test_benchmark(speed, tmp_path):
 ])
 def test_allocator_of_the_caption(speed, allocator, words, tmp_path):
     write(tmp_path, 'forms-cpu', SUITES['forms-cpu'][0], allocator=allocator)
-    assert speed.forms(tmp_path)[-1] == f'Measured on A CPU (2030-01-02, torch 2.14.1, timm {words}.'
+    assert speed.forms(tmp_path)[-1] == f'Measured on A CPU (2030-01-02; torch 2.14.1, timm {words}.'
 
 
 def test_forms(speed, tmp_path):
@@ -89,6 +89,13 @@ def test_forms(speed, tmp_path):
         'general form': '0.700 (0.500 to 1.500)',
         'folded': '-', 'Triton kernels': '-', 'compiled behind the last convolution': '-',
     }
+
+
+def test_days_of_the_caption(speed, tmp_path):
+    """One machine that measured on two days is named once."""
+    for setting, date in zip(SUITES['forms-cpu'], ('2030-01-03', '2030-01-02')):
+        write(tmp_path, 'forms-cpu', setting, date=date)
+    assert speed.forms(tmp_path)[-1].startswith('Measured on A CPU (2030-01-02 and 2030-01-03; torch 2.14.1')
 
 
 def test_scaling(speed, tmp_path):

@@ -5,7 +5,12 @@ import torch
 import torch.nn as nn
 from torch.nn.modules import module as global_hooks
 
-__all__ = ['in_functorch_transform', 'in_plain_eager_mode', 'is_hooked', 'needs_operators']
+__all__ = ['has_bfloat16', 'in_functorch_transform', 'in_plain_eager_mode', 'is_hooked', 'needs_operators']
+
+
+def has_bfloat16() -> bool:
+    """True if convolutions and matrix products in bfloat16 have fast kernels on this CPU."""
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def in_functorch_transform() -> bool:

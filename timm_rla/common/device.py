@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from timm.utils.distributed import init_distributed_device_so
 
+from .._torch import has_bfloat16
 from .errors import UserError, blame
 
 __all__ = ['Placement', 'check_device', 'default_device', 'default_workers', 'mixed_precision', 'place']
@@ -70,10 +71,13 @@ def check_device(device: str) -> None:
 
 def mixed_precision(dtype: str, device: str) -> str:
     """The lower precision of mixed precision: that asked for; on a CPU never float16, which is slow there, and said."""
-    if dtype == 'float16' and device.startswith('cpu'):
+    if not device.startswith('cpu'):
+        return dtype
+    if dtype == 'float16':
         _logger.info('--amp: in bfloat16; float16, the default, takes minutes for a step on a CPU')
-        return 'bfloat16'
-    return dtype
+    if not has_bfloat16():
+        _logger.warning('--amp: this CPU has no instructions for bfloat16; without --amp it is many times faster')
+    return 'bfloat16'
 
 
 def place(

@@ -89,7 +89,7 @@ def test_going_back_and_killed_at_once(image_folder, tmp_path, monkeypatch, hist
     kept = sorted(int(path.name.split('-')[1].split('.')[0]) for path in run.glob('checkpoint-*.pth.tar'))
     back = run / f'checkpoint-{kept[0]}.pth.tar'
     with monkeypatch.context() as m:
-        m.setattr('timm_rla.train.run._run_epochs', lambda *args: (_ for _ in ()).throw(UserError('killed')))
+        m.setattr('timm_rla.train.run.run_epochs', lambda *args: (_ for _ in ()).throw(UserError('killed')))
         with pytest.raises(UserError, match='killed'):
             train(image_folder, tmp_path, *OPTIONS, '--epochs', '4', '--checkpoint-hist', hist, '--resume', str(back))
     assert max(epochs_of(run).values()) == kept[0] and load(run / 'last.pth.tar')['epoch'] == kept[0]

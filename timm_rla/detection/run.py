@@ -65,18 +65,6 @@ def _trainer(device: str, **kwargs: Any) -> pl.Trainer:
     )
 
 
-def build_detector(args: argparse.Namespace, num_classes: int) -> FasterRCNN:
-    """The detector that the options describe.
-
-    Raises:
-        UserError: A value that it does not take, or a file that does not fit.
-    """
-    pretrained = args.pretrained_path or args.pretrained
-    with blame(f'--backbone {args.backbone}', ValueError, RuntimeError, OSError, LookupError):
-        return fasterrcnn(num_classes=num_classes, pretrained=pretrained, trainable_layers=args.trainable_layers,
-                          **detector_arguments(args))
-
-
 def train(args: argparse.Namespace) -> Path:
     """Train as the options say.
 
@@ -96,7 +84,10 @@ def train(args: argparse.Namespace) -> Path:
             for split in splits.values()))
     check_device(args.device)
     torch.manual_seed(args.seed)
-    detector = build_detector(args, len(splits['train'].names) + 1)
+    with blame(f'--backbone {args.backbone}', ValueError, RuntimeError, OSError, LookupError):
+        detector = fasterrcnn(
+            num_classes=len(splits['train'].names) + 1, pretrained=args.pretrained_path or args.pretrained,
+            trainable_layers=args.trainable_layers, **detector_arguments(args))
     batch_size = args.batch_size * args.accumulate * _processes()
     plan = schedule(args, batch_size)
     folder = Path(args.output) / (args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{args.backbone}-{args.neck}')
@@ -106,36 +97,42 @@ def train(args: argparse.Namespace) -> Path:
     if int(os.environ.get('RANK', 0)):
         _fit(args, module, data, folder)
         return folder
-    _describe(splits, detector, plan, batch_size, args)
+    _describe(splits, detector)
+    _logger.info(f'{batch_size} images per iteration, {plan}')
     with exclusive(folder, lambda holder: f'--experiment {folder}: another run writes here ({holder})'):
         _fit(args, module, data, folder)
     return folder
 
 
-def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN, plan: Any, batch_size: int, args: Any) -> None:
+def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN) -> None:
     left_out = sum(len(entry.labels) - len(training_boxes(entry)[1]) for entry in splits['train'].images)
     _logger.info(describe_split('train', splits['train'], left_out))
     _logger.info(describe_split('val', splits['val']))
     count = sum(p.numel() for p in detector.parameters())
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
-    _logger.info(f'Faster R-CNN, {args.neck}, {args.backbone}: {count:,} parameters, {trained:,} trained')
-    _logger.info(f'{batch_size} images per iteration, {plan}')
+    name = '{neck}, {backbone}'.format_map(detector.arguments)
+    _logger.info(f'Faster R-CNN, {name}: {count:,} parameters, {trained:,} trained')
 
 
-def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, Any]) -> Tuple[Optional[Path], int]:
+def _checkpoint(resume: str, folder: Path, description: Dict[str, Any]) -> Tuple[Optional[Path], int]:
     """The checkpoint to go on from, and the iterations before it.
+
+    Args:
+        resume: A file, 'auto' for the last one in the folder, '' for none.
+        folder: Folder of the run.
+        description: What the detector is; the checkpoint must be of one like it.
 
     Raises:
         UserError: It cannot be read or is of another detector, or the folder holds a run and nothing says to go on.
     """
-    if not args.resume:
+    if not resume:
         if any(folder.glob('*.ckpt')):
             raise UserError(f'--experiment {folder}: holds a run; --resume auto goes on with it')
         return None, 0
-    if args.resume == 'auto':
+    if resume == 'auto':
         path, checkpoint = find_last(folder)
     else:
-        path, checkpoint = Path(args.resume), read_checkpoint(args.resume, '--resume')
+        path, checkpoint = Path(resume), read_checkpoint(resume, '--resume')
     if path is None:
         if any(folder.glob('*.ckpt')):
             raise UserError(f'--resume auto: no checkpoint in {folder} can be read')
@@ -148,7 +145,7 @@ def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, A
 
 
 def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path) -> None:
-    checkpoint, step = _checkpoint(args, folder, module.description)
+    checkpoint, step = _checkpoint(args.resume, folder, module.description)
     plan = module.schedule
     eval_interval = min(args.eval_interval, plan.iterations)
     best = ModelCheckpoint(folder, 'best', monitor='map', mode='max', auto_insert_metric_name=False,
@@ -171,13 +168,13 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
             gradient_clip_val=args.clip_grad,
             precision=PRECISIONS[mixed_precision(args.amp_dtype, args.device)] if args.amp else '32-true',
             log_every_n_steps=min(args.log_interval, plan.iterations * args.accumulate),
-            logger=_loggers(args, folder),
+            logger=_loggers(folder, args.log_tensorboard),
             callbacks=callbacks,
             plugins=[CheckpointFiles()],
             default_root_dir=folder,
         )
         if trainer.is_global_zero:
-            _open(folder, args, checkpoint, step)
+            _open(folder, vars(args), checkpoint, step)
         trainer.fit(module, data, ckpt_path=checkpoint)
         if trainer.global_step % eval_interval:
             trainer.validate(module, data, verbose=False)
@@ -188,41 +185,49 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
                      f'{folder / "best.ckpt"} is the best checkpoint')
 
 
-def _loggers(args: argparse.Namespace, folder: Path) -> List[Any]:
+def _loggers(folder: Path, tensorboard: bool) -> List[Any]:
     loggers: List[Any] = [CSVLogger(folder, name='logs')]
-    if args.log_tensorboard:
+    if tensorboard:
         loggers.append(TensorBoardLogger(folder, name='tensorboard', version=''))
     return loggers
 
 
-def _open(folder: Path, args: argparse.Namespace, checkpoint: Optional[Path], step: int) -> None:
+def _open(folder: Path, options: Dict[str, Any], checkpoint: Optional[Path], step: int) -> None:
     """Begin to write, or bring a run into the state of its checkpoint."""
     with blame(str(folder), OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / 'args.yaml') as temporary:
-            temporary.write_text(yaml.safe_dump(vars(args)))
+            temporary.write_text(yaml.safe_dump(options))
     if checkpoint is not None:
         trim_summary(folder, step + 1)  # the evaluation of that step came before its checkpoint
         _logger.info(f'Going on from {checkpoint}, after {step} iterations')
 
 
-def evaluate(detector: TrainedDetector, split: CocoSplit, args: argparse.Namespace) -> Detection:
+def evaluate(
+        detector: TrainedDetector,
+        split: CocoSplit,
+        device: str,
+        workers: int,
+        skip_unreadable: bool = False,
+) -> Detection:
     """The numbers of COCO for a detector.
 
     Args:
         detector: As from `load_detector`.
         split: Images with the categories of its training.
-        args: Options.
+        device: Device, as timm names it.
+        workers: Processes that load images.
+        skip_unreadable: Leave out images that cannot be read.
 
     Returns:
         Module with `numbers` and, of this process, `results`.
+
+    Raises:
+        UserError: An image cannot be read.
     """
-    if split.names != detector.names:
-        raise UserError(f'--checkpoint {args.checkpoint}: its classes are {", ".join(detector.names)}, '
-                        f'those of the data {", ".join(split.names)}')
     module = Detection(detector.model, split)
     module.keep_results = True
-    data = DetectionData(None, split, workers=args.workers, skip_unreadable=args.skip_unreadable)
-    trainer = _trainer(args.device, logger=False, enable_checkpointing=False, callbacks=[Lines(50)])
+    data = DetectionData(None, split, workers=workers, skip_unreadable=skip_unreadable)
+    trainer = _trainer(device, logger=False, enable_checkpointing=False, callbacks=[Lines(50)])
     trainer.validate(module, data, verbose=False)
     return module

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-from ...common.errors import blame
+from ...common.errors import UserError, blame
 from ...common.files import check_writable, replacing
 from ...common.options import OptionParser
 from ...common.table import format_columns
@@ -37,7 +37,11 @@ def main(argv: List[str]) -> None:
             check_writable(Path(getattr(args, option)), f'--{option}')
     split = read_data(args, 'val')
     other = {} if args.box_score_thresh is None else dict(box_score_thresh=args.box_score_thresh)
-    module = evaluate(load_detector(args.checkpoint, **other), split, args)
+    detector = load_detector(args.checkpoint, **other)
+    if split.names != detector.names:
+        raise UserError(f'--checkpoint {args.checkpoint}: its classes are {", ".join(detector.names)}, those of the '
+                        f'data {", ".join(split.names)}')
+    module = evaluate(detector, split, args.device, args.workers, args.skip_unreadable)
     if not module.trainer.is_global_zero:
         return
     numbers = by_class_name(module.numbers, split.names)

@@ -57,22 +57,16 @@ def render(page: str, text: str, sections: Dict[str, Section]) -> str:
     return text
 
 
-def update(root: Path, sections: Dict[str, Section], check: bool) -> List[str]:
-    """Write the pages below a folder, or with `check` only compare them; returns those that differ."""
+def main(check: bool) -> int:
+    """Write the pages, or with `check` only compare them; returns the exit code."""
     differ = []
-    for page in dict.fromkeys(section.page for section in sections.values()):
-        text = (root / page).read_text()
-        new = render(page, text, sections)
+    for page in dict.fromkeys(section.page for section in SECTIONS.values()):
+        text = (ROOT / page).read_text()
+        new = render(page, text, SECTIONS)
         if new != text:
             differ.append(page)
             if not check:
-                (root / page).write_text(new)
-    return differ
-
-
-def main(check: bool) -> int:
-    """Exit code of the script."""
-    differ = update(ROOT, SECTIONS, check)
+                (ROOT / page).write_text(new)
     if differ and check:
         print(f'not up to date: {", ".join(differ)}', file=sys.stderr)
         return 1

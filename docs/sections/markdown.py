@@ -1,20 +1,15 @@
 """What the sections share: words and lines of Markdown tables."""
 import csv
 from pathlib import Path
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Sequence
 
 NOT_MEASURED, NOT_APPLICABLE = 'not measured', '-'
 
 
-def table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> List[str]:
+def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> List[str]:
     """Lines of a Markdown table."""
-    header = list(header)
-    return [line(header), '|---' * len(header) + '|', *map(line, rows)]
-
-
-def line(cells: Iterable[object]) -> str:
-    """A row of a Markdown table."""
-    return f'| {" | ".join(map(str, cells))} |'
+    head, *lines = (f'| {" | ".join(map(str, cells))} |' for cells in (header, *rows))
+    return [head, '|---' * len(header) + '|', *lines]
 
 
 def read_rows(path: Path) -> List[Dict[str, str]]:

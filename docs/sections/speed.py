@@ -74,9 +74,11 @@ def forms(results: Path) -> List[str]:
 def scaling(results: Path) -> List[str]:
     """The suites `scaling-*`: time that layer attention adds to a training step."""
     axes = list(next(iter(SCALING.values())))
-    return table(['', *axes], (
-        [title(points['M'][0].setting), *(_added(results, suite, points[axis]) for axis in axes)]
-        for suite, points in SCALING.items())) + _machines(_found(results, SCALING))
+    rows = []
+    for suite, points in SCALING.items():
+        measured = _measured(results, suite)
+        rows.append([title(points['M'][0].setting), *(_added(measured, points[axis]) for axis in axes)])
+    return table(['', *axes], rows) + _machines(_found(results, SCALING))
 
 
 def title(setting: Setting) -> str:
@@ -113,8 +115,7 @@ def _memory(row: Row) -> str:
     return f'{float(row["memory_ratio"]):.3f}'
 
 
-def _added(results: Path, suite: str, points: List[Point]) -> str:
-    measured = _measured(results, suite)
+def _added(measured: List[Row], points: List[Point]) -> str:
     cells = []
     for value, setting, model in points:
         row = find(measured, setting).get(model)

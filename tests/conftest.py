@@ -1,17 +1,10 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share; they import torch, which the process that only hands out tests need not."""
 import logging
 import shutil
 import sys
 
 import hub_server  # noqa: F401  first of all: it sets what huggingface_hub reads when it is imported
 import pytest
-import torch
-from helpers import train
-
-from timm_rla.commands.quickstart import write_digits
-from timm_rla.ops.gated_norm import form, set_form
-
-torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 
 
 def pytest_addoption(parser):
@@ -25,9 +18,17 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason='long; make test-all runs it'))
 
 
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    """Tensors are small here: more threads only get in each other's way."""
+    import torch
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory):
     """Image folder with all of scikit-learn's digits."""
+    from timm_rla.commands.quickstart import write_digits
     return write_digits(tmp_path_factory.mktemp('digits') / 'digits')
 
 
@@ -46,6 +47,7 @@ def image_folder(digits, tmp_path_factory):
 @pytest.fixture(scope='session')
 def whole_run(image_folder, tmp_path_factory):
     """Folder of a small training run that nothing interrupts, made once for each length and options."""
+    from helpers import train
     runs = {}
 
     def get(epochs, options):
@@ -76,6 +78,7 @@ def forget_compiled():
 @pytest.fixture(autouse=True)
 def restore_form():
     """The form of the gated norm that a test has chosen ends with it."""
+    from timm_rla.ops.gated_norm import form, set_form
     before = form()
     yield
     set_form(before)

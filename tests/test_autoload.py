@@ -31,9 +31,9 @@ def test_entry_point():
 
 @pytest.mark.parametrize('imports', [
     'import timm',
-    'import torch, timm',
-    'import timm_rla, timm',
     *(pytest.param(imports, marks=pytest.mark.long) for imports in (
+        'import torch, timm',
+        'import timm_rla, timm',
         'import timm, timm_rla',
         'from timm.models.resnet import resnet18; import timm',
         'import timm_rla.layers; import timm',
@@ -51,6 +51,7 @@ def test_torch_alone_imports_nothing_more():
     assert python(code) == '[]'
 
 
+@pytest.mark.long
 def test_switched_off():
     code = "import timm; print(timm.list_models('rla*')); import timm_rla; print(timm.is_model('rla_resnet50'))"
     assert python(code, TIMM_RLA_AUTOLOAD='0').split() == ['[]', 'True']
@@ -63,6 +64,7 @@ def test_package_missing():
     assert 'not registered' in result.stderr and 'Traceback' not in result.stderr
 
 
+@pytest.mark.long
 def test_package_broken(tmp_path):
     (tmp_path / 'timm_rla').mkdir()
     (tmp_path / 'timm_rla' / '__init__.py').write_text('raise RuntimeError("broken")')
@@ -95,6 +97,7 @@ def test_another_timm_on_the_path(tmp_path):
     assert python(code, PYTHONPATH=str(tmp_path)).split() == ['True', '10']
 
 
+@pytest.mark.long
 def test_loader_is_left_as_it_was():
     code = 'import timm.models as m, inspect, sys\n' \
            "assert 'exec_module' not in vars(m.__spec__.loader) and m.__loader__ is m.__spec__.loader\n" \

@@ -36,11 +36,6 @@ def commands():
     return found
 
 
-def test_tables_are_up_to_date():
-    check = subprocess.run([sys.executable, ROOT / 'docs' / 'tables.py', '--check'])
-    assert check.returncode == 0, 'run python docs/tables.py'
-
-
 @pytest.mark.parametrize('snippet', blocks('README.md', 'python'), ids=lambda text: text.splitlines()[0])
 def test_python_snippets_run(snippet):
     """Each by itself, as it stands, but for what needs weights from the Hub."""

@@ -24,6 +24,10 @@ def speed(tables):
     return tables.speed
 
 
+def test_the_pages_are_up_to_date(tables):
+    assert tables.main(check=True) == 0, 'run python docs/tables.py'
+
+
 def write(folder, suite, setting, models=None, allocator=f'glibc, {SETTINGS}', **values):
     common = dict(hardware='A CPU', date='2030-01-02', torch='2.14.1+cpu', timm='1.0.31', allocator=allocator)
     results.update(folder / f'benchmark-{suite}.csv', [

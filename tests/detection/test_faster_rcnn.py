@@ -18,6 +18,7 @@ SMALL = dict(min_size=64, max_size=96, rpn_post_nms_top_n_train=20, rpn_post_nms
              box_batch_size_per_image=8, pyramid_channels=16, backbone_kwargs=NARROW)
 NOT_ZERO = dict(NARROW, zero_init_last=False)  # else the attention has nothing to scale
 BACKBONES = ('resnet18', 'seresnet18', 'rla_resnet18', 'rla_seresnet18', 'rla_vector_resnet18')
+OTHER_WEIGHTS = 'weights are neither|weights of another network|size mismatch'
 IMAGES = [torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(0)),
           torch.rand(3, 80, 64, generator=torch.Generator().manual_seed(1))]
 TARGETS = [dict(boxes=torch.tensor([[10., 10, 60, 50]]), labels=torch.tensor([1])),
@@ -91,16 +92,21 @@ def test_weights_of_a_checkpoint_of_classification(neck, tmp_path):
     ('resnet34', 'resnet18'), ('resnet18', 'resnet34'), ('rla_resnet34', 'rla_resnet18'),
     ('rla_resnet18', 'rla_resnet34'), ('resnet34', 'rla_resnet18'), ('seresnet18', 'resnet18'),
     ('resnet18', 'seresnet18'), ('rla_resnet18', 'resnet18'), ('resnet50', 'resnet18'),
-    ('efficientnet_b0', 'efficientnet_b1'),
 ])
 def test_weights_of_another_backbone(trained, backbone, neck, tmp_path):
     """Also where all that fits would fit: timm would load as much, and leave the rest as it was."""
-    if not backbone.endswith(('18', '34')) and neck == 'c4':
-        pytest.skip('c4 takes ResNets')
     path = str(tmp_path / 'last.pth.tar')
-    torch.save(dict(state_dict=timm.create_model(trained, num_classes=10).state_dict()), path)
-    with pytest.raises(RuntimeError, match='weights are neither|weights of another network|size mismatch'):
-        fasterrcnn(backbone, 4, neck, pretrained=path)
+    channels = dict(channels=NARROW['channels'])
+    torch.save(dict(state_dict=timm.create_model(trained, num_classes=10, **channels).state_dict()), path)
+    with pytest.raises(RuntimeError, match=OTHER_WEIGHTS):
+        fasterrcnn(backbone, 4, neck, pretrained=path, **dict(SMALL, backbone_kwargs=channels))
+
+
+def test_weights_of_another_network_of_timm(tmp_path):
+    path = str(tmp_path / 'last.pth.tar')
+    torch.save(timm.create_model('efficientnet_b0', num_classes=10).state_dict(), path)
+    with pytest.raises(RuntimeError, match=OTHER_WEIGHTS):
+        fasterrcnn('efficientnet_b1', 4, pretrained=path)
 
 
 @pytest.mark.parametrize('backbone', [

@@ -278,6 +278,7 @@ def test_not_available_on_cpu():
     assert not kernels.available(torch.zeros(2, 3, 4, 5))
 
 
+@pytest.mark.long
 def test_without_triton():
     """timm_rla does not import the kernels; where Triton is missing they import, and serve nothing."""
     process = run('''

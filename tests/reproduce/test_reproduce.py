@@ -265,6 +265,7 @@ def test_a_failed_run_is_named(tmp_path, capsys, monkeypatch):
     assert 'missing' in (tmp_path / 'out' / 'report.md').read_text()
 
 
+@pytest.mark.long
 def test_asked_to_stop(image_folder, tmp_path):
     """The signal reaches the runs, which keep where they are; nothing is left behind, and the command goes on."""
     command = [sys.executable, '-m', 'timm_rla', 'reproduce', 'table1', *COMMON, '--data-dir', str(image_folder),

@@ -142,6 +142,7 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_signal_to_all_processes_of_a_job(image_folder, tmp_path, whole_runs):
     """As schedulers send it, data workers included: an exit code of its own, and no process is left."""
     line = command(image_folder, tmp_path, '--epochs', str(EPOCHS), '--resume', 'auto', *RECIPES['two workers'])

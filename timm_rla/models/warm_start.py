@@ -15,7 +15,7 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 
 from .network import RecurrentBlock
 
-__all__ = ['INPUT_WEIGHTS', 'checkpoint_filter_fn', 'is_added', 'last_norm']
+__all__ = ['INPUT_WEIGHTS', 'checkpoint_filter_fn', 'differing_keys', 'is_added', 'last_norm']
 
 _logger = logging.getLogger(__name__)
 
@@ -73,18 +73,19 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
 
 
 def _check_keys(state_dict: Dict[str, torch.Tensor], expected: AbstractSet[str]) -> None:
+    differences = differing_keys(state_dict.keys(), expected)
+    if differences:
+        raise RuntimeError(
+            'weights are neither those of this network nor of the same network without layer attention: '
+            + differences)
+
+
+def differing_keys(found: AbstractSet[str], expected: AbstractSet[str]) -> str:
+    """What the keys of a state dict lack of those of a ResNet, and have besides, in one line; empty if they agree."""
     def essential(keys):  # a classifier is adapted later, counters are not in old checkpoints
         return sorted(key for key in keys if not key.startswith('fc.') and not key.endswith('num_batches_tracked'))
 
-    differences = {
-        'missing': essential(expected - state_dict.keys()),
-        'unexpected': essential(state_dict.keys() - expected),
-    }
-    parts = [
+    kinds = {'missing': essential(expected - found), 'unexpected': essential(found - expected)}
+    return '; '.join(
         f'{kind} {", ".join(keys[:3])}' + (f' and {len(keys) - 3} more' if len(keys) > 3 else '')
-        for kind, keys in differences.items() if keys
-    ]
-    if parts:
-        raise RuntimeError(
-            'weights are neither those of this network nor of the same network without layer attention: '
-            + '; '.join(parts))
+        for kind, keys in kinds.items() if keys)

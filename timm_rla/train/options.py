@@ -52,7 +52,7 @@ def _add_dataset(add: Callable[..., Any]) -> None:
 def _add_model(add: Callable[..., Any]) -> None:
     add('--model', default='resnet50', help='model name')
     add('--pretrained', action='store_true', help='start from pretrained weights')
-    add('--pretrained-path', metavar='FILE', help='checkpoint to load as if it were the pretrained weights')
+    add('--pretrained-path', metavar='FILE', help='start from this checkpoint as from pretrained weights')
     add('--initial-checkpoint', default='', metavar='FILE', help='checkpoint to load after initialisation')
     add('--resume', default='', metavar='FILE', help="checkpoint to go on from; 'auto': the last of this experiment")
     add('--no-resume-opt', action='store_true', help='do not take the optimizer state from --resume')
@@ -233,7 +233,7 @@ def model_arguments(args: argparse.Namespace) -> Dict[str, Any]:
     if args.pretrained_path:
         overlay = dict(pretrained_cfg_overlay=dict(file=args.pretrained_path, num_classes=-1))  # -1: adapt the head
     return dict(
-        pretrained=args.pretrained,
+        pretrained=args.pretrained or bool(args.pretrained_path),  # timm's train.py ignores the path by itself
         in_chans=input_spec(args).channels,
         num_classes=args.num_classes,
         drop_rate=args.drop,

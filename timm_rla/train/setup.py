@@ -6,6 +6,7 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 import torch.nn as nn
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import ResNet, clean_state_dict
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch.nn.parallel import DistributedDataParallel
@@ -14,6 +15,8 @@ from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.device import Placement
 from ..common.errors import UserError, blame, closest
 from ..common.networks import build_model
+from ..models.network import RecurrentLayerAttention
+from ..models.warm_start import differing_keys
 
 __all__ = [
     'create_loss', 'create_network', 'create_optimizer', 'create_schedule', 'distribute', 'scaled_learning_rate',
@@ -47,9 +50,14 @@ def create_network(
     Raises:
         UserError: Unknown model, or a file that is missing, damaged, with code in it, or of another network.
     """
-    if pretrained_path:
-        read_checkpoint(pretrained_path, '--pretrained-path')  # timm reads it again; of old, with the code in it
+    if pretrained_path:  # timm reads it again; of old, with the code in it
+        pretrained = clean_state_dict(read_checkpoint(pretrained_path, '--pretrained-path')['state_dict'])
     model = build_model(name, model_kwargs, **arguments)
+    if pretrained_path and isinstance(model, ResNet) and not isinstance(model, RecurrentLayerAttention):
+        # With another number of classes timm loads as much as fits; what goes into layer attention is checked already
+        differences = differing_keys(pretrained.keys(), model.state_dict().keys())
+        if differences:
+            raise UserError(f'--pretrained-path {pretrained_path}: weights of another network; {differences}')
     if initial_checkpoint:
         weights = read_checkpoint(initial_checkpoint, '--initial-checkpoint')
         load_weights(model, weights, f'--initial-checkpoint {initial_checkpoint}', use_ema=True)

@@ -81,10 +81,10 @@ def test_schedule_of_detectors_follows_the_length(options, images, milestones, w
     assert task.length(args) == 22_500 * 16 / (args.batch_size * args.accumulate)
 
 
-def test_seed_in_options():
+def test_seed_and_cell_in_options():
     run = plan_runs(load_table('table1', [20], ['cifar10'], ['rla']), [3])[1]
-    options = train_options(TASKS['classification'], run, None, ['--pretrained-path', 'plain-seed{seed}/last.pth.tar'])
-    assert options[-2:] == ['--pretrained-path', 'plain-seed3/last.pth.tar']
+    options = train_options(TASKS['classification'], run, None, ['--pretrained-path', '{cell}-seed{seed}.pth.tar'])
+    assert options[-2:] == ['--pretrained-path', 'rla-seed3.pth.tar']
 
 
 def test_seeds_come_before_cells():

@@ -15,7 +15,8 @@ def reproduce_parser() -> OptionParser:
         prog='timm-rla reproduce',
         description='Train what a table of the paper needs, run by run, and report it beside the paper. Finished runs '
                     'are skipped, interrupted ones go on. Other options are those of timm-rla train, or of timm-rla '
-                    'detect train for a table of detectors, for every run; {seed} in them stands for its seed.',
+                    'detect train for a table of detectors, for every run; {seed} and {cell} in them stand for its '
+                    'seed and its network, as --only names it.',
     )
     add = parser.add_argument
     add('table', choices=TABLES, metavar='TABLE', help=', '.join(TABLES))

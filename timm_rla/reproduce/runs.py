@@ -109,7 +109,8 @@ def train_options(task: Task, run: Run, length: Optional[int], options: Sequence
         task: What the table's runs are.
         run: The run.
         length: Its epochs or iterations, those of the recipe if None.
-        options: Further options, above those of the recipe; '{seed}' in them stands for the seed of the run.
+        options: Further options, above those of the recipe; '{seed}' and '{cell}' in them stand for the
+            run's seed and the key of its network, such as 'plain'.
     """
     recipe = _recipe(run.cell.dataset)
     args = parse(task.parser(), recipe)
@@ -121,7 +122,7 @@ def train_options(task: Task, run: Run, length: Optional[int], options: Sequence
         given += [f'--{task.unit}s', str(length)]
         for name, value in task.scaled_schedule(args, length).items():
             given += [f'--{name.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
-    return [*given, *(option.replace('{seed}', str(run.seed)) for option in options)]
+    return [*given, *(o.replace('{seed}', str(run.seed)).replace('{cell}', run.cell.key) for o in options)]
 
 
 def run_all(results: Results, runs: Sequence[Run], jobs: int = 1, devices: Sequence[str] = ()) -> List[Run]:

@@ -143,4 +143,5 @@ def assert_same_run(a, b):
         if 'state_dict_ema' in first:
             assert_same_tensors(first['state_dict_ema'], second['state_dict_ema'])
         for key, state in first['optimizer']['state'].items():
-            assert torch.equal(state['momentum_buffer'], second['optimizer']['state'][key]['momentum_buffer'])
+            other = second['optimizer']['state'][key]
+            assert_same_tensors(*({n: torch.as_tensor(v) for n, v in s.items()} for s in (state, other)))

@@ -8,6 +8,7 @@ import torch
 from timm.utils import CheckpointSaver
 
 from timm_rla.common.errors import UserError
+from timm_rla.common.summary import best_row
 from timm_rla.train.checkpoints import Checkpoints, Kept, find_last
 from timm_rla.train.folder import RunFolder
 
@@ -37,6 +38,21 @@ def test_same_files_as_timm(tmp_path, seed, decreasing):
         assert kept_files(ours) == kept_files(timms)
     assert (checkpoints.best.epoch, checkpoints.best.metric) == (saver.best_epoch, saver.best_metric)
     assert len({path.stat().st_ino for path in ours.iterdir()}) == len(list(ours.iterdir()))
+
+
+@pytest.mark.parametrize('decreasing', [False, True])
+def test_no_number_is_the_worst(tmp_path, decreasing):
+    metrics = [float('nan'), 1., 3., float('nan'), 2.]
+    checkpoints = Checkpoints(tmp_path, keep=2, decreasing=decreasing)
+    for epoch, metric in enumerate(metrics):
+        checkpoints.save(dict(state_dict={}), epoch, metric)
+    best = 1 if decreasing else 2
+    second = {1, 4} if decreasing else {2, 4}
+    assert kept_files(tmp_path) == {'last.pth.tar': 4, 'model_best.pth.tar': best,
+                                    **{f'checkpoint-{epoch}.pth.tar': epoch for epoch in second}}
+    metric = 'loss' if decreasing else 'top1'
+    rows = [{'epoch': epoch, f'eval_{metric}': value} for epoch, value in enumerate(metrics)]
+    assert best_row(rows, metric)['epoch'] == best and best_row(rows[:1], metric) == rows[0]
 
 
 def save(folder, epochs):

@@ -1,16 +1,19 @@
 """A run that is asked to stop, or killed, within an epoch goes on there, to the same end bit for bit."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from helpers import TINY_RUN, Killed, assert_same_run, load, train
 
 import timm_rla_cli as cli
 from timm_rla.common import evaluation
-from timm_rla.common.stopping import Stopped
+from timm_rla.common.errors import UserError
+from timm_rla.common.stopping import Stopped, StopRequest
 from timm_rla.train.epoch import Trainer
 from timm_rla.train.folder import RunFolder
 
@@ -110,7 +113,8 @@ def test_killed_between_intervals(image_folder, tmp_path, whole_runs):
 
 
 @pytest.mark.parametrize('damaged', ['recovery-1-4.pth.tar', 'recovery-1-4-0.pth'])
-def test_killed_while_it_keeps_the_position(image_folder, tmp_path, whole_runs, damaged):
+@pytest.mark.parametrize('room', [0, 1000])
+def test_killed_while_it_keeps_the_position(image_folder, tmp_path, whole_runs, damaged, room):
     """What is not whole does not count: the run goes on from the end of the epoch before."""
     options = ['--epochs', str(EPOCHS), '--resume', 'auto', '--recovery-interval', '2', *RECIPES['plateau']]
 
@@ -122,10 +126,7 @@ def test_killed_while_it_keeps_the_position(image_folder, tmp_path, whole_runs, 
         with pytest.raises(Killed):
             train(image_folder, tmp_path, *options)
     path = tmp_path / 'run' / damaged
-    if damaged.endswith('.tar'):
-        path.write_bytes(path.read_bytes()[:1000])
-    else:
-        path.unlink()
+    path.write_bytes(path.read_bytes()[:room])
     assert_same_run(train(image_folder, tmp_path, *options), whole_runs('plateau'))
 
 
@@ -185,14 +186,91 @@ def test_two_processes_agree_where_to_stop(image_folder, tmp_path):
     assert_same_run(tmp_path / 'run', tmp_path / 'whole' / 'run')
 
 
-def test_other_number_of_processes_begins_the_epoch(tmp_path, caplog):
-    folder = RunFolder(tmp_path, world_size=2)
+@pytest.fixture
+def two_processes(tmp_path):
+    """Folder of a run of two processes, of which a position within its fourth epoch is kept."""
     for rank in range(2):
-        RunFolder(tmp_path, rank, 2).save_recovery_state(3, 5, {})
-    folder.save_recovery(3, 5, dict(state_dict={}))
-    assert folder.find_checkpoint('auto').name == 'recovery-3-5.pth.tar'
-    assert RunFolder(tmp_path).find_checkpoint('auto') is None
-    assert 'recovery-3-5.pth.tar is of 2 processes, not 1' in caplog.text
+        RunFolder(tmp_path, rank, 2).save_recovery_state(3, 5, dict(position=dict(batches=5)))
+    RunFolder(tmp_path, 0, 2, dict(batch_size=8)).save_recovery(3, 5, dict(state_dict={'a': torch.zeros(1)}))
+    return RunFolder(tmp_path, 0, 2, dict(batch_size=8))
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (dict(world_size=1, cut=dict(batch_size=8)), 'kept with processes 2, not 1'),
+    (dict(world_size=2, cut=dict(batch_size=16)), 'kept with batch_size 8, not 16'),
+])
+def test_an_epoch_that_is_cut_otherwise_begins_anew(two_processes, tmp_path, caplog, arguments, words):
+    """Else images would be left out, or come twice."""
+    other, checkpoint = RunFolder(tmp_path, **arguments), tmp_path / 'recovery-3-5.pth.tar'
+    assert two_processes.find_checkpoint('auto') == checkpoint
+    assert other.find_checkpoint('auto') is None and words in caplog.text
+    assert two_processes.find_checkpoint(str(checkpoint)) == checkpoint
+    with pytest.raises(UserError, match=f'within an epoch, {words}'):
+        other.find_checkpoint(str(checkpoint))
+
+
+@pytest.mark.parametrize('damage', [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:100]),
+                                    lambda path: torch.save(dict(position=dict(batches=4)), path),
+                                    lambda path: torch.save(dict(position=[5]), path)])
+def test_no_process_goes_on_within_an_epoch_alone(two_processes, tmp_path, caplog, damage):
+    damage(tmp_path / 'recovery-3-5-1.pth')
+    assert two_processes.find_checkpoint('auto') is None
+    assert 'recovery-3-5-1.pth beside it is missing or damaged' in caplog.text
+    with pytest.raises(UserError, match='recovery-3-5-1.pth beside it is missing or damaged'):
+        two_processes.find_checkpoint(str(tmp_path / 'recovery-3-5.pth.tar'))
+
+
+@pytest.mark.parametrize('recovery', [None, [], dict(batches='5'), dict(batches=-1), dict(batches=True)])
+def test_a_position_that_is_none(two_processes, tmp_path, caplog, recovery):
+    checkpoint = tmp_path / 'recovery-3-5.pth.tar'
+    torch.save(dict(load(checkpoint), recovery=recovery), checkpoint)
+    assert two_processes.find_checkpoint('auto') is None and 'damaged, its position' in caplog.text
+
+
+def test_a_copy_under_another_name(image_folder, tmp_path, whole_runs):
+    options = ['--epochs', str(EPOCHS), *RECIPES['main process'], '--resume']
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_batch(monkeypatch, EPOCH, BATCH, asked)
+        with pytest.raises(Stopped):
+            train(image_folder, tmp_path, *options, 'auto')
+    found, = (tmp_path / 'run').glob('recovery-*.pth.tar')
+    copy = shutil.copy(found, tmp_path / 'run' / 'backup.pth.tar')
+    train(image_folder, tmp_path, *options, str(copy))
+    copy.unlink()
+    assert_same_run(tmp_path / 'run', whole_runs('main process'))
+
+
+def test_asked_while_it_goes_back_to_its_position(image_folder, tmp_path, whole_runs):
+    options = ['--epochs', str(EPOCHS), '--resume', 'auto', *RECIPES['two workers']]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_batch(monkeypatch, EPOCH, 4, asked)
+        with pytest.raises(Stopped):
+            train(image_folder, tmp_path, *options)
+    before = {path.name for path in (tmp_path / 'run').iterdir()}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        calls = iter(range(10))
+        monkeypatch.setattr(StopRequest, 'agreed', lambda self, placement: next(calls) == 2)
+        with pytest.raises(Stopped):
+            train(image_folder, tmp_path, *options)
+        assert next(calls) == 3
+    assert {path.name for path in (tmp_path / 'run').iterdir()} == before
+    assert_same_run(train(image_folder, tmp_path, *options), whole_runs('two workers'))
+
+
+def test_asked_before_the_first_step(image_folder, tmp_path, capsys, monkeypatch):
+    """Nothing is there to keep: the process ends at once, also where errors of files are handled."""
+    def read(*args):
+        try:
+            asked()
+            time.sleep(10)
+        except Exception:
+            pytest.fail('taken for an error')
+
+    monkeypatch.setattr('timm_rla.train.run.create_loaders', read)
+    options = [*TINY_RUN, '--data-dir', str(image_folder), '--output', str(tmp_path / 'out')]
+    assert cli.main(['train', *options]) == 75
+    assert '--resume auto goes on with this run' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_never_over_a_run_within_its_first_epoch(image_folder, tmp_path, capsys):

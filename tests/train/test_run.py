@@ -1,6 +1,7 @@
 """Training runs: what they write, and that one killed at any point goes on to the same end, bit for bit."""
 import csv
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ RECIPES = {
     'main process': ['--workers', '0', '--mixup', '0.2', '--mixup-off-epoch', '3', '--reprob', '0.3', '--model-ema',
                      '--model-ema-decay', '0.9'],
     'two workers': ['--workers', '2', '--mixup', '0.2', '--cutmix', '1.0', '--reprob', '0.3', '--checkpoint-hist', '2'],
-    'plateau': ['--workers', '0', '--sched', 'plateau', '--patience-epochs', '0', '--warmup-epochs', '0'],
+    'plateau': ['--workers', '0', '--sched', 'plateau', '--patience-epochs', '0', '--warmup-epochs', '0',
+                '--lr-noise', '0.1', '0.9'],
+    'generator of the optimizer': ['--workers', '0', '--opt', 'lookahead_adahessian', '--lr', '0.001'],
     'no prefetcher': ['--workers', '2', '--no-prefetcher', '--mixup', '0.2', '--train-crop-mode', 'pad'],
 }
 EPOCHS = 5
@@ -122,6 +125,18 @@ def test_killed_run_goes_on_bit_for_bit(image_folder, tmp_path, whole_runs, reci
             train(image_folder, tmp_path, *options)  # --resume auto of a run that has not begun starts it
     assert (tmp_path / 'run' / 'last.pth.tar').exists()
     assert_same_run(train(image_folder, tmp_path, *options), whole_runs(recipe))
+
+
+def test_going_back_is_bit_for_bit_the_same(image_folder, tmp_path, whole_runs):
+    """To an early checkpoint, all that came later goes; killed again before the epochs that were there are reached."""
+    run = shutil.copytree(whole_runs('plateau'), tmp_path / 'run')
+    options = ['--epochs', str(EPOCHS), *RECIPES['plateau']]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill_in_epoch(monkeypatch)
+        with pytest.raises(Killed):
+            train(image_folder, tmp_path, *options, '--resume', str(run / 'checkpoint-0.pth.tar'))
+    assert {path.name for path in run.glob('resume-*')} == {f'resume-{epoch}-0.pth' for epoch in range(KILLED_EPOCH)}
+    assert_same_run(train(image_folder, tmp_path, *options, '--resume', 'auto'), whole_runs('plateau'))
 
 
 def test_resume_refuses_to_write_over_a_run(image_folder, tmp_path, capsys):

@@ -8,20 +8,29 @@ import torch
 
 from .device import Placement
 
-__all__ = ['StopRequest', 'Stopped']
+__all__ = ['ASKED', 'StopRequest', 'Stopped']
 
+ASKED = 'asked to stop by a signal; --resume auto goes on with this run'
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name))
 
 
-class Stopped(Exception):
-    """A process was asked to stop, and has left what it takes to go on another time."""
+class Stopped(BaseException):
+    """A process was asked to stop, and has left what it takes to go on another time.
+
+    No Exception, since it may come at any point: who handles the errors of a file is not to take it for one.
+    """
 
 
 class StopRequest:
-    """Context in which signals to stop are remembered, instead of ending the process at once."""
+    """Context in which signals to stop are remembered, instead of ending the process at once.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: Raise Stopped where the process is, until `remember` is called: there is nothing to keep yet.
+    """
+
+    def __init__(self, at_once: bool = False) -> None:
         self.received = False
+        self._at_once = at_once
         self._before: Dict[int, Any] = {}
 
     def __enter__(self) -> 'StopRequest':
@@ -40,6 +49,13 @@ class StopRequest:
 
     def _receive(self, number: int, frame: Optional[FrameType]) -> None:
         self.received = True
+        if self._at_once:
+            self._at_once = False  # once; what follows is the end
+            raise Stopped(ASKED)
+
+    def remember(self) -> None:
+        """Remember signals from now on."""
+        self._at_once = False
 
     def agreed(self, placement: Placement) -> bool:
         """True in all processes of a run if one of them has been asked; all must call it at the same point."""

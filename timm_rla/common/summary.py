@@ -120,8 +120,10 @@ def metric_key(row: Dict[str, float], metric: str) -> str:
 
 
 def best_row(rows: List[Dict[str, float]], metric: str) -> Optional[Dict[str, float]]:
-    """First row with the best value of a metric, such as 'top1' or 'loss'; None if no row has it."""
+    """First row with the best value of a metric, such as 'top1' or 'loss', NaN the worst; None if no row has it."""
     found = [row for row in rows if metric_key(row, metric) in row]
     if not found:
         return None
-    return (min if metric == 'loss' else max)(found, key=lambda row: row[metric_key(row, metric)])
+    sign = 1 if metric == 'loss' else -1
+    values = [row[metric_key(row, metric)] for row in found]
+    return min(zip(found, values), key=lambda entry: (math.isnan(entry[1]), sign * entry[1]))[0]

@@ -4,10 +4,11 @@ Unlike there, no file is ever missing while another takes its place, each is on 
 shares its bytes with another.
 """
 import logging
+import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -16,7 +17,7 @@ from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.trained import completed_epochs
 
-__all__ = ['LAST', 'Checkpoints', 'Kept', 'find_last']
+__all__ = ['LAST', 'Checkpoints', 'Kept', 'epoch_file', 'find_last']
 
 LAST, BEST = 'last.pth.tar', 'model_best.pth.tar'
 _logger = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ class Kept(NamedTuple):
     metric: float
 
 
-def _name(epoch: int) -> str:
+def epoch_file(epoch: int) -> str:
+    """Name of the checkpoint that is kept of an epoch."""
     return f'checkpoint-{epoch}.pth.tar'
 
 
@@ -49,7 +51,11 @@ class Checkpoints:
         self.best: Optional[Kept] = None
 
     def _better(self, metric: float, than: float) -> bool:
-        return metric < than if self.decreasing else metric > than
+        return self._rank(metric) < self._rank(than)
+
+    def _rank(self, metric: float) -> Tuple[bool, float]:
+        """What is less the better a metric is; of none it is known when it is no number."""
+        return math.isnan(metric), metric if self.decreasing else -metric
 
     def take_as_last(self, checkpoint: Path) -> None:
         """Make a checkpoint of the run the last one, before anything that came after it goes."""
@@ -74,10 +80,10 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
         last = self._epoch_in(LAST)
         before = [row for row in rows if row.epoch != last]
-        self.kept = self._ranked([row for row in before if (self.folder / _name(row.epoch)).is_file()])
+        self.kept = self._ranked([row for row in before if (self.folder / epoch_file(row.epoch)).is_file()])
         self.best = self.kept[0] if self.kept else None
         if self.best is not None and self._epoch_in(BEST) != self.best.epoch:
-            self._copy(BEST, self.folder / _name(self.best.epoch))
+            self._copy(BEST, self.folder / epoch_file(self.best.epoch))
         for row in rows:
             if row.epoch == last:
                 self.rank(*row)
@@ -92,7 +98,7 @@ class Checkpoints:
             return None
 
     def _ranked(self, rows: List[Kept]) -> List[Kept]:
-        return sorted(rows, key=lambda row: row.metric if self.decreasing else -row.metric)
+        return sorted(rows, key=lambda row: self._rank(row.metric))
 
     def save(self, content: Dict[str, Any], epoch: int, metric: float) -> None:
         """Write the checkpoint of an epoch.
@@ -113,11 +119,11 @@ class Checkpoints:
     def rank(self, epoch: int, metric: float) -> None:
         """Copy `last`, the checkpoint of an epoch, to where it belongs, and drop the one that it displaces."""
         if len(self.kept) < self.keep or self._better(metric, self.kept[-1].metric):
-            self._copy(_name(epoch))
+            self._copy(epoch_file(epoch))
             ranked = self._ranked([*(row for row in self.kept if row.epoch != epoch), Kept(epoch, metric)])
             self.kept = ranked[:self.keep]
             for row in ranked[self.keep:]:
-                (self.folder / _name(row.epoch)).unlink(missing_ok=True)
+                (self.folder / epoch_file(row.epoch)).unlink(missing_ok=True)
         if self.best is None or self._better(metric, self.best.metric):
             self._copy(BEST)
             self.best = Kept(epoch, metric)

@@ -8,6 +8,7 @@ Within an epoch it is the same: `recovery-EPOCH-BATCH.pth.tar`, as timm names it
 """
 import logging
 import re
+import reprlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -20,11 +21,12 @@ from ..common.files import replacing
 from ..common.lock import exclusive
 from ..common.summary import SUMMARY, is_row, metric_key, read_summary, restore_rows, trim_summary, write_row
 from ..common.trained import completed_epochs
-from .checkpoints import Checkpoints, Kept, find_last
+from .checkpoints import Checkpoints, Kept, epoch_file, find_last
+from .recovery import Position
 
 __all__ = ['RunFolder']
 
-RECOVERY = 'recovery'  # key in a checkpoint within an epoch: batches and processes
+RECOVERY = 'recovery'  # key in a checkpoint within an epoch: batches so far, and how the epoch is cut into batches
 _logger = logging.getLogger(__name__)
 
 
@@ -46,6 +48,25 @@ def _position(path: Path) -> Optional[Tuple[int, int]]:
     return (int(numbers[1]), int(numbers[2])) if numbers else None
 
 
+def _position_in(content: Dict[str, Any], path: Path) -> Tuple[int, int]:
+    """The same, as a checkpoint within an epoch says it.
+
+    Raises:
+        UserError: What it says is no position.
+    """
+    recovery = content[RECOVERY]
+    batches = recovery.get('batches') if isinstance(recovery, dict) else None
+    if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
+        raise UserError(f'--resume {path}: damaged, its position in the epoch is {reprlib.repr(recovery)}')
+    return completed_epochs(content, f'--resume {path}'), batches
+
+
+def _state_epoch(path: Path) -> int:
+    """Epoch of a file `resume-EPOCH-RANK.pth`; -1 of other files."""
+    number = re.match(r'resume-(\d+)-', path.name)
+    return int(number[1]) if number else -1
+
+
 def _write_state(path: Path, state: Dict[str, Any]) -> None:
     with blame(str(path), OSError, RuntimeError), replacing(path) as temporary:
         torch.save(state, temporary)
@@ -53,14 +74,19 @@ def _write_state(path: Path, state: Dict[str, Any]) -> None:
 
 def _read_state(path: Path) -> Dict[str, Any]:
     """What `_write_state` wrote; empty if there is none, as beside checkpoints of timm's script, or it is damaged."""
-    if not path.is_file():
-        return {}
     try:
         state = torch.load(path, weights_only=True)
-    except Exception as e:  # torch and pickle raise whatever a damaged file leads them to
-        _logger.warning(f'{path}: damaged ({type(e).__name__}); random numbers begin anew')
+    except Exception:  # torch and pickle raise whatever a damaged file leads them to
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def _is_at(state: Dict[str, Any], batches: int) -> bool:
+    """True for the state of a process behind so many batches of an epoch."""
+    try:
+        return Position(**state['position']).batches == batches
+    except (KeyError, TypeError):
+        return False
 
 
 class RunFolder:
@@ -70,12 +96,14 @@ class RunFolder:
         path: The folder; made when the first file is written.
         rank: Process that writes. The first one writes all but the states of the others.
         world_size: Processes of the run.
+        cut: Options that say how an epoch is cut into batches. Going on within an epoch takes the same ones.
     """
 
-    def __init__(self, path: Path, rank: int = 0, world_size: int = 1):
+    def __init__(self, path: Path, rank: int = 0, world_size: int = 1, cut: Optional[Dict[str, Any]] = None):
         self.path = path
         self.rank = rank
         self.world_size = world_size
+        self.cut = dict(cut or {}, processes=world_size)
         self.checkpoints: Optional[Checkpoints] = None  # of the first process, once `open` has been called
 
     @contextmanager
@@ -103,7 +131,8 @@ class RunFolder:
             resume: A file, 'auto' for the last checkpoint of this folder, or empty.
 
         Raises:
-            UserError: There is no such file, or the folder holds a run that would be written over.
+            UserError: There is no such file, it is of no use to this run, or the folder holds a run that would be
+                written over.
         """
         checkpoint = None
         if resume == 'auto':
@@ -118,6 +147,9 @@ class RunFolder:
                 found = checkpoint.is_file()
             if not found:
                 raise UserError(f'--resume {checkpoint}: no such file')
+            why_not = self._why_not(checkpoint, read_checkpoint(resume, '--resume'))
+            if why_not:
+                raise UserError(f'--resume {checkpoint}: within an epoch, {why_not}; take a checkpoint behind an epoch')
         with blame(f'--experiment {self.path.name}', OSError):
             held = (self.path / SUMMARY).exists() or bool(self._recoveries())
         if held and not (checkpoint and self.holds(checkpoint)):
@@ -132,41 +164,64 @@ class RunFolder:
             return last
         done = completed_epochs(read_checkpoint(str(last), '--resume'), f'--resume {last}') if last else 0
         for path in reversed(self._recoveries()):
-            if _position(path) >= (done, 0) and self._is_whole(path):
+            if _position(path) < (done, 0):
+                break
+            try:
+                why_not = self._why_not(path, read_checkpoint(str(path), '--resume'))
+            except UserError as e:
+                why_not = str(e)
+            if not why_not:
                 return path
+            _logger.warning(f'{path.name}: {why_not}; going on from the checkpoint before it')
         return last
 
-    def _is_whole(self, path: Path) -> bool:
-        """True for a readable checkpoint within an epoch with the states of all its processes."""
-        try:
-            processes = read_checkpoint(str(path), '--resume').get(RECOVERY, {}).get('processes')
-        except (UserError, AttributeError) as e:
-            _logger.warning(f'{e}; going on from the one before')
-            return False
-        if processes != self.world_size:
-            _logger.warning(f'{path.name} is of {processes} processes, not {self.world_size}; going on from the start '
-                            'of an epoch')
-            return False
-        states = [_recovery_state_path(self.path, *_position(path), rank) for rank in range(self.world_size)]
-        return all(state.is_file() for state in states)
+    def _why_not(self, path: Path, content: Dict[str, Any]) -> str:
+        """Why a checkpoint within an epoch is of no use to this run; empty if it is, or if it is behind an epoch.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        if RECOVERY not in content:
+            return ''
+        epoch, batches = _position_in(content, path)
+        found = content[RECOVERY]
+        differ = [f'{name} {reprlib.repr(found.get(name))}, not {value}' for name, value in self.cut.items()
+                  if found.get(name) != value]
+        if differ:
+            return f'kept with {"; ".join(differ)}'
+        for rank in range(self.world_size):
+            state = _recovery_state_path(path.parent, epoch, batches, rank)
+            if not _is_at(_read_state(state), batches):
+                return f'{state.name} beside it is missing or damaged'
+        return ''
 
     def holds(self, checkpoint: Path) -> bool:
         """True if a checkpoint lies in this folder."""
         return checkpoint.parent.resolve() == self.path.resolve()
 
     def resume_state(self, checkpoint: Path, content: Dict[str, Any], epoch: int) -> Dict[str, Any]:
-        """What this process has left beside a checkpoint; empty if there is nothing.
+        """What this process has left beside a checkpoint; empty if there is nothing, which is said.
 
         Args:
             checkpoint: The file.
             content: What it holds.
             epoch: Epoch that the run goes on with.
+
+        Raises:
+            UserError: The checkpoint is within an epoch, and where this process was cannot be read.
         """
         if RECOVERY in content:
-            path = _recovery_state_path(checkpoint.parent, *_position(checkpoint), self.rank)
-        else:
-            path = _resume_path(checkpoint.parent, epoch - 1, self.rank)
-        return _read_state(path)
+            epoch, batches = _position_in(content, checkpoint)
+            path = _recovery_state_path(checkpoint.parent, epoch, batches, self.rank)
+            state = _read_state(path)
+            if not _is_at(state, batches):
+                raise UserError(f'--resume {checkpoint}: {path.name} beside it is missing or damaged')
+            return state
+        path = _resume_path(checkpoint.parent, epoch - 1, self.rank)
+        state = _read_state(path)
+        if not state:
+            _logger.warning(f'{path}: {"damaged" if path.is_file() else "missing"}; random numbers begin anew')
+        return state
 
     # Writing ---------------------------------------------------------------------------------------------------------
 
@@ -188,7 +243,7 @@ class RunFolder:
         self.checkpoints = checkpoints
         self.metric = metric
 
-    def go_on(self, checkpoint: Path, start_epoch: int) -> None:
+    def go_on(self, checkpoint: Path, start_epoch: int, batches: int = 0) -> None:
         """Bring the folder of a run that was killed at any point into the state right after one of its checkpoints.
 
         What is of later epochs goes, so that no file says of its weights what is not so. This may be killed, too: it
@@ -197,11 +252,15 @@ class RunFolder:
         Args:
             checkpoint: In this folder.
             start_epoch: Epoch that the run goes on with.
+            batches: Of this epoch, which the checkpoint has behind it.
         """
-        if _position(checkpoint) is None:
+        if not batches and _position(checkpoint) is None:
             self.checkpoints.take_as_last(checkpoint)
         for path in filter(_position, self.path.glob('recovery-*.pth*')):
-            if _position(path) != _position(checkpoint):
+            if _position(path) not in ((start_epoch, batches), _position(checkpoint)):
+                path.unlink(missing_ok=True)
+        for path in self.path.glob('resume-*.pth'):
+            if _state_epoch(path) >= start_epoch:
                 path.unlink(missing_ok=True)
         trim_summary(self.path, start_epoch)
         if start_epoch and all(row['epoch'] != start_epoch - 1 for row in read_summary(self.path)):  # it is damaged
@@ -229,14 +288,15 @@ class RunFolder:
     def save_state(self, epoch: int, state: Dict[str, Any]) -> None:
         """Write what this process needs to go on behind an epoch. It comes before the checkpoint.
 
-        Only this one and the one before are kept.
+        This one, the one before and those of the checkpoints that are kept stay.
         """
         with blame(str(self.path), OSError):
             self.path.mkdir(parents=True, exist_ok=True)
             _write_state(_resume_path(self.path, epoch, self.rank), state)
-            states = sorted(self.path.glob(f'resume-*-{self.rank}.pth'), key=lambda path: int(path.name.split('-')[1]))
-            for path in states[:-2]:
-                path.unlink()
+            for path in self.path.glob(f'resume-*-{self.rank}.pth'):
+                of = _state_epoch(path)
+                if 0 <= of < epoch - 1 and not (self.path / epoch_file(of)).is_file():
+                    path.unlink(missing_ok=True)
 
     def save_recovery_state(self, epoch: int, batches: int, state: Dict[str, Any]) -> None:
         """Write what this process needs to go on behind some batches of an epoch. It comes before the checkpoint."""
@@ -250,7 +310,7 @@ class RunFolder:
         It says that the epoch before is the last whole one: timm's script begins the epoch anew from it.
         """
         path = _recovery_path(self.path, epoch, batches)
-        recovery = dict(batches=batches, processes=self.world_size)
+        recovery = dict(self.cut, batches=batches)
         with blame(str(path), OSError, RuntimeError), replacing(path) as temporary:
             torch.save({**content, 'epoch': epoch - 1, 'version': 2, RECOVERY: recovery}, temporary)
         self._drop_recoveries(before=(epoch, batches))

@@ -48,6 +48,11 @@ class Run:
     origin: Dict[str, Any]  # what checkpoints say of model and options, as timm's scripts read it
     state: Dict[str, Any]  # what this process left beside the checkpoint that the run goes on from
 
+    @property
+    def position(self) -> Position:
+        """Where in its first epoch the run begins."""
+        return Position(**self.state.get('position', {}))
+
 
 def run_epochs(
         run: Run,
@@ -70,7 +75,7 @@ def run_epochs(
         UserError: A file cannot be written, or an image cannot be read.
     """
     trainer, place, every = run.trainer, run.trainer.placement, run.intervals
-    position = Position(**run.state.get('position', {}))
+    position = run.position
     begin = run.state if 'rng' in run.state else _resume_state(run, data)  # of the epoch: state of the generators
     for epoch in range(run.start_epoch, run.num_epochs):
         watch = Watch(stop, place, every.recovery, _keeper(run, folder, epoch, begin), position)
@@ -122,7 +127,7 @@ def restore(run: Run, data: TrainData, sched: str, on_updates: bool) -> None:
     """
     scheduler, epoch, state = run.trainer.scheduler, run.start_epoch, run.state
     place = run.trainer.placement
-    batches = state['position']['batches'] if 'position' in state else 0
+    batches = run.position.batches
     plateau = [state.get('plateau')]
     if place.distributed:
         torch.distributed.broadcast_object_list(plateau)  # a process that is new has none
@@ -133,13 +138,15 @@ def restore(run: Run, data: TrainData, sched: str, on_updates: bool) -> None:
         scheduler.step(epoch)
     elif epoch > 0 and plateau[0] is not None:
         with blame('--resume: the state of the schedule', *STATE_ERRORS):
-            lr_scheduler, metric = plateau[0]
+            lr_scheduler, scheduler.restore_lr, metric = plateau[0]
             scheduler.lr_scheduler.load_state_dict(lr_scheduler)
-            if 'position' not in state:
+            if not batches:
                 scheduler.step(epoch, metric)
     with blame('--resume: the state of the process', *STATE_ERRORS):
         for model, buffers in zip(_averaging(run.trainer), state.get('buffers', [])):
             model.load_state_dict(buffers, strict=False)  # DDP has just given all those of the first process
+        for generator, generator_state in zip(_generators(run.trainer.optimizer), state.get('optimizer', [])):
+            generator.set_state(generator_state)
         data.track(state)
         if 'rng' in state:
             set_rng_state(state['rng'])
@@ -147,13 +154,41 @@ def restore(run: Run, data: TrainData, sched: str, on_updates: bool) -> None:
 
 def _resume_state(run: Run, data: TrainData, latest: Optional[float] = None) -> Dict[str, Any]:
     """All that `restore` puts back, after an epoch with a metric."""
-    return dict(rng=get_rng_state(), **data.states(), **_plateau(run, latest))
+    state = dict(rng=get_rng_state(), **data.states(), **_own_state(run, latest))
+    if not run.dist_bn:  # each process has running statistics of its own
+        state.update(buffers=_buffers(run.trainer))
+    return state
 
 
-def _plateau(run: Run, latest: Optional[float]) -> Dict[str, Any]:
-    """State of the one schedule that has a memory, and the metric that it has not seen yet."""
-    scheduler = run.trainer.scheduler
-    return dict(plateau=(scheduler.lr_scheduler.state_dict(), latest)) if hasattr(scheduler, 'lr_scheduler') else {}
+def _own_state(run: Run, latest: Optional[float]) -> Dict[str, Any]:
+    """What schedule and optimizer have besides the state that they tell.
+
+    Of the one schedule that has a memory: it, the learning rates without their noise, and the metric that it has not
+    seen yet. Of optimizers that draw random numbers: their generators.
+    """
+    scheduler, state = run.trainer.scheduler, {}
+    if hasattr(scheduler, 'lr_scheduler'):
+        state.update(plateau=(scheduler.lr_scheduler.state_dict(), scheduler.restore_lr, latest))
+    generators = _generators(run.trainer.optimizer)
+    if generators:
+        state.update(optimizer=[generator.get_state() for generator in generators])
+    return state
+
+
+def _generators(optimizer: torch.optim.Optimizer) -> List[torch.Generator]:
+    """Random number generators of an optimizer, and of one that it wraps."""
+    found = []
+    for value in vars(optimizer).values():
+        if isinstance(value, torch.Generator):
+            found.append(value)
+        elif isinstance(value, torch.optim.Optimizer):
+            found += _generators(value)
+    return found
+
+
+def _buffers(trainer: Trainer) -> List[Dict[str, torch.Tensor]]:
+    """Running statistics of this process."""
+    return [{name: buffer.cpu() for name, buffer in model.named_buffers()} for model in _averaging(trainer)]
 
 
 def _content(run: Run) -> Dict[str, Any]:
@@ -181,9 +216,8 @@ def _keeper(run: Run, folder: RunFolder, epoch: int, begin: Dict[str, Any]) -> C
     place = run.trainer.placement
 
     def keep(position: Position) -> None:
-        buffers = [{name: buffer.cpu() for name, buffer in model.named_buffers()} for model in _averaging(run.trainer)]
         state = {key: begin[key] for key in ('rng', 'train_workers', 'eval_workers')}
-        state.update(position=vars(position), buffers=buffers, **_plateau(run, None))
+        state.update(position=vars(position), buffers=_buffers(run.trainer), **_own_state(run, None))
         folder.save_recovery_state(epoch, position.batches, state)
         if place.distributed:
             torch.distributed.barrier()

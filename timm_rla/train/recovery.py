@@ -10,12 +10,10 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 from timm.utils import AverageMeter
 
 from ..common.device import Placement
-from ..common.stopping import Stopped, StopRequest
+from ..common.stopping import ASKED, Stopped, StopRequest
 from .rng import get_rng_state, set_rng_state
 
 __all__ = ['Position', 'Watch']
-
-ASKED = 'asked to stop by a signal; --resume auto goes on with this run'
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ class Watch:
         iterator = iter(loader)
         done = self.position.batches
         for batch in range(done):
+            if self.stop.agreed(self.placement):  # what is kept is kept already
+                raise Stopped(ASKED)
             if batch == done - 1 and self.position.before:
                 set_rng_state(self.position.before)  # a prefetcher erases regions of the next batch already
             next(iterator, None)

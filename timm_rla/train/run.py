@@ -43,6 +43,9 @@ __all__ = ['train']
 
 _logger = logging.getLogger(__name__)
 
+# Options that say how an epoch is cut into batches
+CUT = ('batch_size', 'grad_accum_steps', 'in_memory', 'aug_repeats', 'epoch_repeats', 'train_num_samples')
+
 
 def train(options: argparse.Namespace) -> Path:
     """Train as the options say. The order of steps, and so of random numbers, is that of timm's train.py.
@@ -56,6 +59,11 @@ def train(options: argparse.Namespace) -> Path:
     Raises:
         UserError: Bad input; nothing has been written then, or only whole epochs.
     """
+    with StopRequest(at_once=True) as stop:
+        return _train(options, stop)
+
+
+def _train(options: argparse.Namespace, stop: StopRequest) -> Path:
     args = argparse.Namespace(**vars(options))  # what is resolved below goes into the checkpoints
     for module in args.device_modules or []:
         with blame(f'--device-modules {module}', ImportError):
@@ -86,9 +94,9 @@ def train(options: argparse.Namespace) -> Path:
     vars(args).update(_saved_options(args.model, args.model_kwargs, model, data_config))
     folder = RunFolder(
         _run_dir(args.output, args.experiment, args.resume, args.model, data_config, place), place.rank,
-        place.world_size)
+        place.world_size, {name: getattr(args, name) for name in CUT})
     with folder.locked():
-        _train_in(folder, args, options, model, splits, data_config, place)
+        _train_in(folder, args, options, model, splits, data_config, place, stop)
     return folder.path
 
 
@@ -100,6 +108,7 @@ def _train_in(
         splits: Splits,
         data_config: Dict[str, Any],
         place: Placement,
+        stop: StopRequest,
 ) -> None:
     """Train in a folder that is locked."""
     checkpoint = _agreed_checkpoint(folder, args.resume, place)
@@ -120,11 +129,11 @@ def _train_in(
         checkpoints = Checkpoints(folder.path, args.checkpoint_hist, decreasing=run.metric == 'loss')
         folder.open(checkpoints, yaml.safe_dump(vars(options)), run.metric)
         if checkpoint is not None and folder.holds(checkpoint):
-            folder.go_on(checkpoint, run.start_epoch)
+            folder.go_on(checkpoint, run.start_epoch, run.position.batches)
         _announce(run, folder.path, checkpoint, args.resume, args.lr, 0 if args.warmup_prefix else args.warmup_epochs)
     restore(run, data, args.sched, args.sched_on_updates)
-    with StopRequest() as stop:
-        run_epochs(run, data, folder, stop, scalar_logs)
+    stop.remember()
+    run_epochs(run, data, folder, stop, scalar_logs)
 
     if place.distributed:
         torch.distributed.destroy_process_group()
@@ -268,7 +277,7 @@ def _announce(
     if run.start_epoch >= run.num_epochs:
         _logger.warning(f'Nothing is left to do: {checkpoint} is at epoch {run.start_epoch} of {run.num_epochs}')
         return
-    within = f', going on behind batch {run.state["position"]["batches"]}' if 'position' in run.state else ''
+    within = f', going on behind batch {run.position.batches}' if run.position.batches else ''
     _logger.info(f'Epochs {run.start_epoch + 1} to {run.num_epochs}{within}, learning rate {learning_rate:.4g}, into '
                  f'{folder}')
     if warmup_epochs >= run.num_epochs > 0:

@@ -55,6 +55,13 @@ def test_no_number_is_the_worst(tmp_path, decreasing):
     assert best_row(rows, metric)['epoch'] == best and best_row(rows[:1], metric) == rows[0]
 
 
+def test_fewer_are_kept_when_a_run_goes_on_with_fewer(tmp_path):
+    save(tmp_path, 5)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.restore([Kept(epoch, float(epoch)) for epoch in range(5)], 5)
+    assert sorted(kept_files(tmp_path).values()) == [3, 4, 4, 4]
+
+
 def save(folder, epochs):
     checkpoints = Checkpoints(folder)
     model = timm.create_model('rla_resnet20_cifar', layers=(1, 1, 1))

@@ -1,7 +1,10 @@
-"""The parts of a run: weights that a network starts from."""
+"""The parts of a run: weights that a network starts from, and options that do not go together."""
+import shutil
+
 import pytest
 import timm
 import torch
+from helpers import TINY_RUN
 
 import timm_rla_cli as cli
 from timm_rla.train.options import model_arguments, train_parser
@@ -43,3 +46,34 @@ def test_weights_with_other_classes(tmp_path, name):
     assert len(found['fc.bias']) == 3
     for key in trained:
         assert key.startswith('fc.') or torch.equal(found[key], trained[key]), key
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--mixup', '0.2', '--batch-size', '33'], '--batch-size 33: must be even'),
+    (['--cutmix', '1', '--batch-size', '7', '--in-memory'], '--batch-size 7: must be even'),
+    (['--cutmix-minmax', '0.8'], '--cutmix-minmax 0.8: must be two numbers'),
+    (['--cutmix-minmax', '0.8', '0.2'], '--cutmix-minmax 0.8 0.2: must be two numbers'),
+    (['--scale', '1', '0.5'], '--scale 1.0 0.5: must be two numbers'),
+    (['--ratio', '3'], '--ratio 3.0: must be two numbers'),
+])
+def test_options_that_do_not_go_together(image_folder, tmp_path, capsys, options, words):
+    common = [*TINY_RUN, '--data-dir', str(image_folder), '--workers', '0', '--output', str(tmp_path / 'out')]
+    assert cli.main(['train', *common, *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('names, words', [('abcdefghij', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, not a, b, c'),
+                                          ('x123456789', '0, not x')])
+def test_goes_on_with_the_same_classes(image_folder, tmp_path, capsys, names, words):
+    """Else the weights of a class would take the name of another."""
+    data = shutil.copytree(image_folder, tmp_path / 'data')
+    options = [*TINY_RUN, '--workers', '0', '--output', str(tmp_path), '--resume', 'auto', '--epochs']
+    assert cli.main(['train', *options, '1', '--data-dir', str(data)]) == 0
+    for split in data.iterdir():
+        for old, new in zip('0123456789', names):
+            (split / old).rename(split / new)
+    before = (tmp_path / 'run' / 'last.pth.tar').read_bytes()
+    assert cli.main(['train', *options, '2', '--data-dir', str(data)]) == 2
+    assert f'trained on other classes than those of the data: {words}' in capsys.readouterr().err
+    assert (tmp_path / 'run' / 'last.pth.tar').read_bytes() == before

@@ -89,6 +89,8 @@ class Checkpoints:
                 self.rank(*row)
         if self.best is None:
             (self.folder / BEST).unlink(missing_ok=True)
+        self._drop(self.kept[self.keep:])  # more were kept before
+        self.kept = self.kept[:self.keep]
 
     def _epoch_in(self, name: str) -> Optional[int]:
         """Epoch that a file says it is of; None if it cannot be read."""
@@ -122,11 +124,14 @@ class Checkpoints:
             self._copy(epoch_file(epoch))
             ranked = self._ranked([*(row for row in self.kept if row.epoch != epoch), Kept(epoch, metric)])
             self.kept = ranked[:self.keep]
-            for row in ranked[self.keep:]:
-                (self.folder / epoch_file(row.epoch)).unlink(missing_ok=True)
+            self._drop(ranked[self.keep:])
         if self.best is None or self._better(metric, self.best.metric):
             self._copy(BEST)
             self.best = Kept(epoch, metric)
+
+    def _drop(self, rows: List[Kept]) -> None:
+        for row in rows:
+            (self.folder / epoch_file(row.epoch)).unlink(missing_ok=True)
 
     def _copy(self, name: str, source: Optional[Path] = None) -> None:
         path = self.folder / name

@@ -6,11 +6,12 @@ other than that is an error, never silently ignored. Additions: `--in-memory`, `
 """
 import argparse
 from dataclasses import replace
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Sequence
 
 from timm.utils import ParseKwargs
 
 from ..common.device import default_device, default_workers
+from ..common.errors import UserError
 from ..common.options import OptionParser, add_reader_options, data_source, input_spec, loader_spec
 from .data import DataSpec, SplitSpec
 
@@ -267,7 +268,12 @@ def data_spec(args: argparse.Namespace, num_classes: int, interpolation: str) ->
         args: Options.
         num_classes: Classes of the network.
         interpolation: That of the network, where the options name no other.
+
+    Raises:
+        UserError: Bounds that are none, or images that cannot be mixed in pairs.
     """
+    for name in ('scale', 'ratio', 'cutmix_minmax'):
+        _check_bounds(f'--{name.replace("_", "-")}', getattr(args, name))
     loader = loader_spec(args)
     pads = args.train_crop_mode == 'pad' and not args.no_aug
     return DataSpec(
@@ -300,9 +306,16 @@ def data_spec(args: argparse.Namespace, num_classes: int, interpolation: str) ->
     )
 
 
+def _check_bounds(option: str, bounds: Optional[Sequence[float]]) -> None:
+    if bounds is not None and not (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1]):
+        raise UserError(f'{option} {" ".join(map(str, bounds))}: must be two numbers, the lower one first')
+
+
 def _mixup(args: argparse.Namespace, num_classes: int) -> Dict[str, Any]:
     if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None):
         return {}
+    if args.batch_size % 2:
+        raise UserError(f'--batch-size {args.batch_size}: must be even to mix images, which takes pairs')
     return dict(
         mixup_alpha=args.mixup,
         cutmix_alpha=args.cutmix,

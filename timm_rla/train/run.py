@@ -22,7 +22,7 @@ from ..common.files import file_digest
 from ..common.networks import SAVED, compile_model, saved_arguments
 from ..common.options import input_spec, placement
 from ..common.stopping import StopRequest
-from ..common.trained import completed_epochs
+from ..common.trained import completed_epochs, training_options
 from .checkpoints import Checkpoints
 from .data import Splits, TrainData, create_loaders, open_splits
 from .epoch import Trainer
@@ -236,6 +236,7 @@ def _prepare(
     source, content, state = f'--resume {checkpoint}', {}, {}
     if checkpoint is not None:
         content = read_checkpoint(str(checkpoint), '--resume')
+        _check_classes(content, args.label_names, source)
         load_weights(model, content, source)
         if not args.no_resume_opt:
             _load_optimizer(content, source, optimizer, loss_scaler)
@@ -261,6 +262,15 @@ def _prepare(
     intervals = Intervals(args.log_interval, args.recovery_interval, args.val_interval, args.mixup_off_epoch)
     return Run(trainer, eval_models, metric, start_epoch, num_epochs, updates_per_epoch, intervals, args.dist_bn,
                dict(arch=args.model, args=args), state)
+
+
+def _check_classes(checkpoint: Dict[str, Any], names: Optional[List[str]], source: str) -> None:
+    """Complain of a checkpoint of other classes: its classifier would take on the names of these."""
+    trained = training_options(checkpoint, source).get('label_names')
+    if names and trained and list(trained) != list(names):
+        of, own = (', '.join(entry for entry in entries if entry not in others) or 'the same names in another order'
+                   for entries, others in ((trained, names), (names, trained)))
+        raise UserError(f'{source}: trained on other classes than those of the data: {of[:200]}, not {own[:200]}')
 
 
 def _announce(

@@ -84,8 +84,9 @@ def test_push_in_offline_mode(hub, runs, fails, monkeypatch):
 
 
 @pytest.mark.parametrize('repo_id', ['a/b/c', 'a b/c', 'a/..', 'a/b.git'])
-def test_push_to_a_bad_name(hub, runs, fails, repo_id):
-    assert repo_id in fails('push', runs.plain / 'last.pth.tar', repo_id, '--token', 'hf_x')
+@pytest.mark.parametrize('options', [['--token', 'hf_x'], ['--dry-run']])
+def test_push_to_a_bad_name(hub, runs, fails, repo_id, options):
+    assert repo_id in fails('push', runs.plain / 'last.pth.tar', repo_id, *options)
     assert not hub.repos
 
 

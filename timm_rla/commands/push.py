@@ -3,6 +3,9 @@ import tempfile
 from pathlib import Path
 from typing import List, Optional
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from ..common.errors import blame
 from ..common.options import OptionParser
 from ..hub.export import export
 from ..hub.push import push
@@ -28,6 +31,8 @@ def push_parser() -> OptionParser:
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = push_parser().parse_args(argv)
+    with blame('ORG/NAME', HFValidationError):
+        validate_repo_id(args.repo_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = export(
             Path(args.checkpoint),

@@ -1,7 +1,7 @@
 """One pass of validation."""
 import math
 from collections import OrderedDict
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -21,6 +21,17 @@ def images_of_process(loader: Any, placement: Placement) -> float:
     return len(range(placement.rank, len(dataset), placement.world_size))
 
 
+def _mean_of_own(output: torch.Tensor, target: torch.Tensor) -> Tuple[List[torch.Tensor], int]:
+    """Loss, top1 and top5 over the images of a batch that are their processes' own, and how many these are."""
+    own = len(target)
+    values = [torch.zeros((), device=output.device)] * 3
+    if own:
+        values = [nn.functional.cross_entropy(output, target), *utils.accuracy(output, target, topk=(1, 5))]
+    sums = torch.stack([value.double() * own for value in values] + [torch.tensor(own, device=output.device)])
+    torch.distributed.all_reduce(sums)
+    return list(sums[:-1] / sums[-1].clamp(min=1)), int(sums[-1])
+
+
 def evaluate(
         model: nn.Module,
         loader: Any,
@@ -38,7 +49,8 @@ def evaluate(
         placement: Where the model is.
         label: What the progress is shown as.
         log_interval: Batches between lines of a log.
-        predictions: List that takes labels and predictions of this process's own images, [2, B] of each batch.
+        predictions: List that takes labels and predictions of this process's own images, [2, B] of each batch. Only
+            these images count then.
         after_batch: Called after each batch.
 
     Returns:
@@ -54,15 +66,17 @@ def evaluate(
             with placement.autocast():
                 output = model(images)
                 loss = loss_fn(output, target)
+            count, own = len(images), min(len(images), left)
+            left -= own
             if predictions is not None:
-                count = min(len(images), left)
-                left -= count
-                predictions.append(torch.stack([target, output.argmax(1)])[:, :count].cpu())
-            values = (loss, *utils.accuracy(output, target, topk=(1, 5)))
-            if placement.distributed:
+                predictions.append(torch.stack([target, output.argmax(1)])[:, :own].cpu())
+            values = [loss, *utils.accuracy(output, target, topk=(1, 5))]
+            if placement.distributed and predictions is not None:
+                values, count = _mean_of_own(output[:own], target[:own])
+            elif placement.distributed:  # as in timm's training, images that are repeated count twice
                 values = [utils.reduce_tensor(value, placement.world_size) for value in values]
             for meter, value in zip(meters.values(), values):
-                meter.update(value.item(), len(images))
+                meter.update(value.item(), count)
             progress.update(
                 len(images) * placement.world_size,
                 loss=f'{meters["loss"].avg:.4f}',

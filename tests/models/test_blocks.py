@@ -252,6 +252,19 @@ def test_forms_agree_without_running_statistics(taken):
     assert len(taken) == 10
 
 
+@pytest.mark.parametrize('missing', ['weight', 'bias'])
+def test_norms_without_weight_or_bias_take_the_general_form(missing, taken):
+    model, x = tiny_model('bottleneck', dtype=torch.float64), images('bottleneck', torch.float64)
+    expected = copy.deepcopy(model)
+    for block, plain in zip(blocks_of(model), blocks_of(expected), strict=True):
+        setattr(block.bn3, missing, None)
+        nn.init.constant_(getattr(plain.bn3, missing), missing == 'weight')
+    assert_same(model(x), expected(x), TOL)
+    assert taken == blocks_of(expected)
+    model.compile(backend='eager', fullgraph=True)
+    assert_same(model(x), expected(x), TOL)
+
+
 @pytest.mark.parametrize('frozen', [r'lstm', r'layer', r'attention'])
 def test_forms_agree_on_frozen_parts(frozen):
     model = tiny_model('bottleneck', dtype=torch.float64)
@@ -349,6 +362,21 @@ def test_compiled_training_equals_the_modules(variant, context):
     y = model(x)
     (y * torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
     assert_same(results_of(model, y), expected, TOL)
+
+
+def test_compiled_training_with_norms_of_another_type():
+    """What is pooled has the type of the feature map, not that of the norm."""
+    model = tiny_model('bottleneck', 'rla_se', **TWO_BLOCKS).bfloat16()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    x = images('bottleneck').bfloat16()
+    expected = copy.deepcopy(model)(x)
+    y = torch.compile(model, backend='aot_eager', fullgraph=True)(x)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert_same(y.float(), expected.float(), 0.05)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_blocks_compiled_one_by_one():

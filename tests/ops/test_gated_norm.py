@@ -116,6 +116,21 @@ def test_batch_of_gradients():
         assert_close(got, expected, tol=1e-11)
 
 
+def test_bias_may_change_before_the_backward_pass():
+    """As when an optimizer trains biases alone: batch norm does not keep its bias, either."""
+    found = []
+    for make in gated_norm, reference_of:
+        z, shortcut, weight, norm = inputs_of(1)
+        out, _ = block(z, shortcut, weight, norm, 'mean_pooled', make)
+        with torch.no_grad():
+            norm.bias.add_(1)
+        inputs = [z, norm.weight, norm.bias]
+        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        found.append([*first, *torch.autograd.grad(sum(g.sin().sum() for g in first), inputs)])
+    for got, expected in zip(*found, strict=True):
+        assert_close(got, expected, tol=1e-11)
+
+
 @pytest.mark.parametrize('kwargs', [
     {}, dict(momentum=0.9), dict(momentum=None), dict(eps=0.3), dict(track_running_stats=False),
 ], ids=str)
@@ -139,6 +154,21 @@ def test_running_statistics_may_be_switched_off_for_a_while():
     expected(z)
     for name, value in expected.state_dict().items():
         assert torch.equal(norm.state_dict()[name], value)
+
+
+@pytest.mark.parametrize('attributes', [
+    dict(momentum=None, num_batches_tracked=None), dict(num_batches_tracked=None),
+    dict(running_mean=None, running_var=None),
+], ids=str)
+def test_parts_of_the_running_statistics_may_be_missing(attributes):
+    norm, expected = batch_norm(), batch_norm()
+    for name, value in attributes.items():
+        setattr(norm, name, value), setattr(expected, name, value)
+    z = randn(B, C, H, W)
+    assert_close(gated_norm(z, norm).mean_pooled(), expected(z).mean((2, 3)))
+    assert list(norm.state_dict()) == list(expected.state_dict())
+    for name, value in expected.state_dict().items():
+        assert_close(norm.state_dict()[name], value)
 
 
 def test_statistics_are_stable_far_from_zero():

@@ -138,7 +138,8 @@ class RecurrentBlock(nn.Module):
         takes_over = (
             is_vanilla(norm, nn.BatchNorm2d)
             and _uses_batch_statistics(norm)
-            and norm.affine
+            and norm.weight is not None
+            and norm.bias is not None
             and is_vanilla(act, nn.ReLU)
             and (self.se is None or (is_vanilla(self.se, SEModule) and not self.se.add_maxpool))
             and (self.drop_path is None or is_vanilla(self.drop_path, DropPath))

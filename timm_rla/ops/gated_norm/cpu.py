@@ -31,7 +31,7 @@ def _affine(z: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, shift: tor
     mean, scale, shift = mean.flatten(), scale.flatten(), shift.flatten()
     ones = torch.ones_like(mean)
     out, _, _ = torch.native_batch_norm(_rows(z), scale, shift, mean, ones, False, 0., 0.)
-    return out.view_as(z)
+    return out.resize_(z.shape)  # no view: autograd lets nobody change one that an autograd function returns
 
 
 def statistics(z: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:

@@ -135,15 +135,16 @@ class _Normalize(torch.autograd.Function):
         mean, var = shared.passes.statistics(z)
         norm = _batch_statistics(mean, var, weight, bias, eps)
         ctx.shared, ctx.eps = shared, eps
-        ctx.save_for_backward(z, weight, bias, mean, norm.mean, norm.rstd, norm.scale)
+        ctx.save_for_backward(z, weight, mean, norm.mean, norm.rstd, norm.scale)
         ctx.mark_non_differentiable(norm.mean, norm.var)
         return z, mean, norm.scale, norm.pooled, norm.mean, norm.var
 
     @staticmethod
     def backward(ctx, g, grad_mean, grad_scale, grad_pooled, *_):
-        z, weight, bias, mean, batch_mean, rstd, scale = ctx.saved_tensors
+        z, weight, mean, batch_mean, rstd, scale = ctx.saved_tensors
         grads = g, grad_mean, grad_scale, grad_pooled
         if needs_operators(*grads):
+            bias = torch.zeros_like(weight).requires_grad_(ctx.needs_input_grad[2])  # no gradient depends on its value
             return *differentiate(lambda *inputs: _normalize(*inputs, ctx.eps), (z, weight, bias), grads), None, None
         batch, _, height, width = z.shape
         size = height * width
@@ -193,20 +194,19 @@ class GatedNorm(NamedTuple):
     mean: torch.Tensor  # m [B, C]
     scale: torch.Tensor  # gamma rstd [C]
     pooled: torch.Tensor  # p [B, C]
-    dtype: torch.dtype  # of the norm's parameters, and so of what is pooled
     alias: torch.Tensor  # z as returned by `_Normalize`; the only path for its gradient
     shared: Optional[_Shared]  # None when compiled
 
     def mean_pooled(self) -> torch.Tensor:
         """Global average pooling of A_l [B, C]."""
-        return self.pooled.to(self.dtype)
+        return self.pooled.to(self.z.dtype)
 
     def max_pooled(self) -> torch.Tensor:
         """Global max pooling of A_l [B, C]: where its slope is negative the minimum of z, where it is 0 anything."""
         low, high = self.z.amin((2, 3)), self.z.amax((2, 3))
         # For a slope of 0 all values tie, and the gradient of max pooling is spread evenly as that of the mean
         extreme = torch.where(self.scale > 0, high, torch.where(self.scale < 0, low, self.mean))
-        return ((extreme - self.mean) * self.scale + self.pooled).to(self.dtype)
+        return ((extreme - self.mean) * self.scale + self.pooled).to(self.z.dtype)
 
     def gate_and_add(self, gate: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """[B, 1] or [B, C]; [B, C, H, W] -> relu(gate * A_l + shortcut) [B, C, H, W]"""
@@ -221,10 +221,11 @@ def _update_running_stats(norm: nn.BatchNorm2d, mean: torch.Tensor, var: torch.T
     momentum = norm.momentum
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    if momentum is None:
-        momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)
+        if momentum is None:
+            momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+    if momentum is not None and norm.running_mean is not None:
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+        norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)
 
 
 def gated_norm(z: torch.Tensor, norm: nn.BatchNorm2d) -> Optional[GatedNorm]:
@@ -252,7 +253,7 @@ def gated_norm(z: torch.Tensor, norm: nn.BatchNorm2d) -> Optional[GatedNorm]:
     inputs = z, norm.weight, norm.bias, norm.eps
     alias, mean, scale, pooled, batch_mean, batch_var = (
         _normalize(*inputs) if shared is None else _Normalize.apply(*inputs, shared))
-    if norm.track_running_stats and norm.running_mean is not None:
+    if norm.training and norm.track_running_stats:
         with torch.no_grad():
             _update_running_stats(norm, batch_mean, batch_var * (count / (count - 1)))
-    return GatedNorm(z, mean, scale, pooled, norm.weight.dtype, alias, shared)
+    return GatedNorm(z, mean, scale, pooled, alias, shared)

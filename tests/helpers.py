@@ -43,7 +43,8 @@ def randomise(model):
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.5)
             nn.init.normal_(module.running_mean, std=0.5)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
         elif isinstance(module, nn.Linear) and is_extra(name + '.'):

@@ -2,9 +2,13 @@
 import pytest
 import timm
 import torch
+import torch.nn as nn
+import torch.nn.utils.parametrizations as parametrizations
 from helpers import randomise
 from timm.models.resnet import ResNet
+from timm.utils import reparameterize_model
 
+import timm_rla
 from timm_rla.analysis.attention import attention_modules
 from timm_rla.models.freeze import plain_name, plain_network
 
@@ -13,6 +17,7 @@ CASES = [
     ('rla_seresnet50', dict(layers=(1, 1, 1, 1))), ('rla_resnet18', dict(attn_layer='eca')),
     ('rla_vector_resnet18', dict(attn_layer='se')), ('rla_resnet20_cifar', {}), ('rla_seresnet20_cifar', {}),
     ('rla_vector_resnet20_cifar', dict(in_chans=1)),
+    ('rla_resnet18', dict(norm_layer='rmsnorm2d', zero_init_last=False)),  # without bias
 ]
 
 
@@ -33,7 +38,7 @@ def test_same_logits(name, kwargs):
     assert not plain.training and plain.conv1.weight.dtype == torch.float64
     assert (plain(x) - expected).abs().max() <= 1e-10 * expected.abs().max()
     state = timm.create_model(plain_name(name), num_classes=7, in_chans=kwargs.get('in_chans', 3)).state_dict()
-    if not {'attn_layer', 'layers'} & set(kwargs):
+    if not {'attn_layer', 'layers', 'norm_layer'} & set(kwargs):
         assert list(plain.state_dict()) == list(state)  # any timm loads it
 
 
@@ -52,3 +57,67 @@ def test_what_cannot_be_frozen():
     attention = {name: torch.full((head.fc2.out_features,), 0.5) for name, head in attention_modules(model).items()}
     with pytest.raises(ValueError, match='EcaModule .* channel by channel'):  # it has one kernel for all channels
         plain_network(model, attention, attn_layer='eca')
+
+
+SMALL = dict(layers=(1, 2, 1, 0), channels=(8, 16, 16, 16))
+BATCHES = [(torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 6]))]
+
+
+def folded(model):
+    return reparameterize_model(model)
+
+
+def pruned(model):
+    model.prune_intermediate_layers([1, 2])
+    return model
+
+
+def without_classifier(model):
+    model.reset_classifier(0)
+    return model
+
+
+def weight_normed(model):
+    parametrizations.weight_norm(model.layer2[0].conv1)
+    return model
+
+
+def checkpointed(model):
+    wrapper = pytest.importorskip('torch.distributed.algorithms._checkpoint.checkpoint_wrapper')
+    model.layer2[1] = wrapper.checkpoint_wrapper(model.layer2[1])
+    return model
+
+
+def features(model):
+    return timm.create_model('rla_resnet18', features_only=True, out_indices=(1, 2), **SMALL)
+
+
+def plain(model):
+    return timm.create_model('resnet18', **SMALL)
+
+
+@pytest.mark.parametrize('change, words', [
+    (folded, 'missing bn1.bias.* unexpected conv1.bias.*: not folded'),
+    (pruned, 'missing layer3.0.* not folded, pruned'),
+    (without_classifier, 'no classifier'),
+    (weight_normed, 'unexpected layer2.0.conv1.parametrizations.* or parametrised$'),
+    (checkpointed, r'^block layer2.1\S* is wrapped; give the network without wrappers$'),
+    (features, '^StageFeatures has no layer attention'),
+    (plain, '^ResNet has no layer attention'),
+])
+def test_what_is_no_network_to_freeze(change, words):
+    """It says so in one line, before it looks at the images."""
+    model = change(timm.create_model('rla_resnet18', num_classes=7, **SMALL))
+    with pytest.raises(ValueError, match=words) as error:
+        timm_rla.freeze_attention(model, None, **SMALL)
+    assert '\n' not in str(error.value)
+
+
+def test_modes_are_left_as_they_are():
+    model = timm.create_model('rla_resnet18', num_classes=7, **SMALL).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    timm_rla.freeze_attention(model, BATCHES, **SMALL)
+    assert {name: module.training for name, module in model.named_modules()} == modes

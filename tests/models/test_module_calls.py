@@ -398,3 +398,25 @@ def test_a_tensor_in_the_place_of_a_parameter(name, training):
     assert_same(y, expected(x), 1e-12)
     gradients = torch.autograd.grad((y * randn(*y.shape)).sum(), scales)
     assert all(grad != 0 for grad in gradients)
+
+
+# In place ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('change', [
+    lambda features: features.mul_(2), lambda features: nn.functional.relu_(features), lambda features: features.detach_(),
+    lambda features: features[0].zero_(),
+], ids=['mul', 'relu', 'detach', 'part'])
+@pytest.mark.parametrize('mode', ['training', 'training-no_grad'])
+def test_features_may_be_changed_in_place(name, mode, change):
+    """After the network, as in timm's, where a backward pass then says that it needed them."""
+    outcomes = []
+    for model in create(name), create(PAIRS[name]):
+        with MODES[mode][1]():
+            features = model.train().forward_features(X)
+        change(features)
+        try:
+            features.sum().backward()
+            outcomes.append(None)
+        except RuntimeError as error:
+            outcomes.append(re.sub(r'output 0 of \w+.*', '', str(error)))
+    assert outcomes[0] == outcomes[1]

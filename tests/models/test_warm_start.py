@@ -1,9 +1,12 @@
 """Warm start: an RLA network made from the weights of a network without layer attention returns the same logits."""
 import logging
+from functools import partial
+from inspect import signature
 
 import pytest
 import timm
 import torch
+import torch.nn as nn
 import torchvision
 from helpers import randn, randomise
 from timm.data import resolve_data_config
@@ -93,6 +96,23 @@ def test_other_intra_layer_attention(attn_layer, form):
     source = randomise(ResNet(Bottleneck, (1, 1, 1, 1), block_args=dict(attn_layer=attn_layer)))
     model = warm('rla_resnet50', source.state_dict(), layers=(1, 1, 1, 1), attn_layer=attn_layer)
     assert_same_logits(model, source, IMAGES, form)
+
+
+@pytest.mark.parametrize('norm_layer', [partial(nn.BatchNorm2d, bias=False), 'rmsnorm2d'], ids=['bn', 'rms'])
+def test_norms_without_bias(norm_layer, form):
+    if norm_layer != 'rmsnorm2d' and 'bias' not in signature(nn.BatchNorm2d).parameters:
+        pytest.skip('batch norm always has a bias in this version of torch')
+    kwargs = dict(SMALL, norm_layer=norm_layer, zero_init_last=False)
+    source = source_of('rla_resnet18', **kwargs)
+    assert 'layer1.0.bn2.bias' not in source.state_dict()
+    assert_same_logits(warm('rla_resnet18', source.state_dict(), **kwargs), source, IMAGES, form)
+
+
+def test_norms_without_weight_are_an_error():
+    kwargs = dict(SMALL, norm_layer=partial(nn.BatchNorm2d, affine=False), zero_init_last=False)
+    source = timm.create_model('resnet18', **kwargs)
+    with pytest.raises(ValueError, match='^the last norm of a block must have a weight, .*: layer1.0.bn2 has none$'):
+        warm('rla_resnet18', source.state_dict(), **kwargs)
 
 
 def test_attention_that_has_no_exact_form_is_an_error():

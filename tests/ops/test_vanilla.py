@@ -13,8 +13,10 @@ from timm_rla.ops.vanilla import is_vanilla
 MAKE = {
     nn.BatchNorm2d: lambda: nn.BatchNorm2d(4),
     nn.Conv2d: lambda: nn.Conv2d(3, 4, 1, bias=False),
+    nn.Identity: nn.Identity,
     nn.LSTMCell: lambda: nn.LSTMCell(3, 4),
     nn.ReLU: lambda: nn.ReLU(inplace=True),
+    nn.Sequential: lambda: nn.Sequential(nn.Conv2d(3, 4, 1)),
     nn.SyncBatchNorm: lambda: nn.SyncBatchNorm(4),
     DropPath: lambda: DropPath(0.1),
     SEModule: lambda: SEModule(16),
@@ -87,7 +89,7 @@ def weight_as_subclass(module):
 @pytest.mark.parametrize('make', [
     lambda: Subclass(3, 4, 1),
     lambda: SplitBatchNorm2d(4, num_splits=2),
-    lambda: nn.Identity(),
+    lambda: nn.ReLU6(),
     lambda: conv().to('meta'),
     lambda: changed(conv(), lambda m: m.register_forward_hook(lambda *_: None)),
     lambda: changed(conv(), lambda m: m.register_forward_pre_hook(lambda *_: None)),

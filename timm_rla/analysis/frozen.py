@@ -38,17 +38,33 @@ def freeze_attention(model: nn.Module, loader: Any, **model_kwargs: Any) -> nn.M
         timm's network of the same depth, in eval mode, with the type and the device of `model`, which is left as it is.
 
     Raises:
-        ValueError: The model has no layer attention, has an intra-layer attention that cannot be rescaled, or was
-            created with other arguments.
+        ValueError: The model has no layer attention or no classifier, is folded, pruned or wrapped inside, has an
+            intra-layer attention that cannot be rescaled, or was created with other arguments.
     """
     model = unwrap_model(model)
+    # With any attention: what cannot be frozen says so before the images are looked at
+    plain_network(
+        model, {name: torch.full((head.fc2.out_features,), 0.5) for name, head in attention_modules(model).items()},
+        **model_kwargs)
+    if not model.num_classes:
+        raise ValueError('the network has no classifier, and so no classes that labels could name')
     parameter = next(model.parameters())
-    training = model.training
-    moments = measure_attention(model, loader, Placement(parameter.device, parameter.dtype), channels=True)
-    model.train(training)
+    with _own_modes(model):
+        moments = measure_attention(model, loader, Placement(parameter.device, parameter.dtype), channels=True)
     means = {name: values[0] for name, values in block_values(model, moments.over_groups().mean).items()}
     images, _ = next(iter(loader))
     return freeze_at(model, means, images[:2], **model_kwargs)
+
+
+@contextmanager
+def _own_modes(model: nn.Module) -> Iterator[None]:
+    """Give each module back the mode that it has now: a frozen norm is in evaluation mode while its network trains."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def block_values(model: nn.Module, values: torch.Tensor) -> Dict[str, torch.Tensor]:

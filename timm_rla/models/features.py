@@ -14,7 +14,7 @@ class StageFeatures(FeatureGetterNet):
     It has the `return_layers` by which transformers asks a ResNet for all of its stages: names of modules and ids of
     features, which can be set to any stages that pruning has left.
     """
-    __jit_unused_properties__ = ['return_layers']
+    __jit_unused_properties__ = ['return_layers', 'grad_checkpointing']
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -29,6 +29,15 @@ class StageFeatures(FeatureGetterNet):
     def return_layers(self, layers: Dict[str, str]) -> None:
         infos = self.feature_info.info[:self._num_features]
         self.out_indices = [index for index, info in enumerate(infos) if info['module'] in layers]
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        return self.model.grad_checkpointing
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Enable or disable gradient checkpointing of each block."""
+        self.model.set_grad_checkpointing(enable)
 
     def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
         """[B, in_chans, H, W] -> feature maps [B, C, H', W'] of the stem and the stages in `out_indices`"""

@@ -1,13 +1,16 @@
 """Folding for inference: what is constant in evaluation is multiplied out once, by `timm.utils.reparameterize_model`.
 
-Each batch norm goes into the convolution before it. All that lies between the pooled features of a block and the gates
-of the LSTM is linear without an MLP in the context: resampling and W_ih, and for average pooling in a bottleneck the
-last convolution and its norm, too, which commute with the pooling. It becomes one matrix [4M, C'] for each block.
+Each batch norm goes into the convolution before it, where it is known that nothing happens in between: in the stem, in
+the blocks of this package and in what of them is an nn.Sequential. All that lies between the pooled features of a block
+and the gates of the LSTM is linear without an MLP in the context: resampling and W_ih, and for average pooling in a
+bottleneck the last convolution and its norm, too, which commute with the pooling. It becomes one matrix [4M, C'] for
+each block.
 
-A folded network has the same blocks: only its contexts return input gates, and its cell takes these.
+A folded network has the same blocks: only its contexts return input gates, and its cell takes these. Where somebody has
+put another module into the place of a stage or a block, the cell must go on taking contexts and stays as it is.
 """
 import weakref
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -16,9 +19,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..layers import Context
 from ..ops.lstm import FoldedCell
 from ..ops.vanilla import is_vanilla
-from .blocks import RecurrentBlock, is_pointwise
+from .blocks import RecurrentBlock, RecurrentStage, RLABasicBlock, RLABottleneck, is_pointwise
 
 __all__ = ['FoldedContext', 'Folder', 'fold']
+
+BLOCKS = (RLABasicBlock, RLABottleneck)
 
 
 class Folder:
@@ -62,6 +67,8 @@ class FoldedContext(nn.Module):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C]"""
+        if self.context is not None:
+            return self.context.pool(x)
         return x.amax((2, 3)) if self.max_pool else x.mean((2, 3))
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -72,49 +79,60 @@ class FoldedContext(nn.Module):
 
 
 @torch.no_grad()
-def fold(network: nn.Module, blocks: Sequence[RecurrentBlock]) -> None:
-    """Fold a network in evaluation mode in place, as far as its modules are vanilla.
+def fold(network: nn.Module, stages: Sequence[nn.Module]) -> None:
+    """Fold a vanilla network in evaluation mode in place, as far as its modules are vanilla, too.
 
     Args:
         network: RLA network.
-        blocks: Its blocks.
+        stages: Its stages.
     """
-    _fold_norms(network)
+    _fold_pair(network, 'conv1', 'bn1')
+    for child in network.children():
+        _fold_norms(child)
     cell = network.lstm
-    if cell is not None and is_vanilla(cell, nn.LSTMCell) and cell.bias:
+    blocks = dict.fromkeys(block for stage in stages for block in stage.children())  # one may be there twice
+    if (
+        is_vanilla(cell, nn.LSTMCell)
+        and cell.bias
+        and all(is_vanilla(stage, RecurrentStage) for stage in stages)
+        and all(_is_one_of(block, BLOCKS) for block in blocks)
+    ):
         for block in blocks:
             block.context = _fold_context(block, cell)
         network.lstm = FoldedCell(cell.weight_hh).eval()
 
 
-def _fold_norms(network: nn.Module) -> None:
-    """Put each batch norm into the convolution right before it."""
-    for child in network.modules():
-        names = list(child._modules)
-        if isinstance(child, nn.Sequential):
-            for name, following in zip(names, names[1:]):
-                _fold_pair(child, name, child, following)
-            continue
-        for name in names:  # conv1, bn1 and so on, as timm's ResNet and its blocks name them
-            norm_name = name.replace('conv', 'bn')
-            if norm_name == name or norm_name not in names:
-                continue
-            conv = getattr(child, name)
-            if isinstance(conv, nn.Sequential):  # a deep stem, whose last convolution comes before the norm
-                _fold_pair(conv, list(conv._modules)[-1], child, norm_name)
-            else:
-                _fold_pair(child, name, child, norm_name)
+def _is_one_of(module: nn.Module, kinds: Tuple[Type[nn.Module], ...]) -> bool:
+    return any(is_vanilla(module, kind) for kind in kinds)
 
 
-def _fold_pair(owner: nn.Module, name: str, norm_owner: nn.Module, norm_name: str) -> None:
-    conv, norm = getattr(owner, name), getattr(norm_owner, norm_name)
+def _fold_norms(module: nn.Module) -> None:
+    """Put each batch norm into the convolution right before it, in a module whose order of calls is known."""
+    if is_vanilla(module, nn.Sequential):
+        names = list(module._modules)
+        pairs = list(zip(names, names[1:]))
+    elif _is_one_of(module, (RecurrentStage, *BLOCKS)):
+        pairs = [(f'conv{i}', f'bn{i}') for i in (1, 2, 3) if f'conv{i}' in module._modules]
+    else:
+        return
+    for name, norm_name in pairs:
+        _fold_pair(module, name, norm_name)
+    for child in module.children():
+        _fold_norms(child)
+
+
+def _fold_pair(module: nn.Module, name: str, norm_name: str) -> None:
+    owner, conv, norm = module, getattr(module, name), getattr(module, norm_name)
+    while is_vanilla(conv, nn.Sequential) and len(conv):  # such as a deep stem: its last module comes before the norm
+        owner, name = conv, list(conv._modules)[-1]
+        conv = getattr(owner, name)
     if (
         is_vanilla(conv, nn.Conv2d)
         and (is_vanilla(norm, nn.BatchNorm2d) or is_vanilla(norm, nn.SyncBatchNorm))
         and norm.running_mean is not None
     ):
         setattr(owner, name, fuse_conv_bn_eval(conv, norm))
-        setattr(norm_owner, norm_name, nn.Identity())
+        setattr(module, norm_name, nn.Identity())
 
 
 def _fold_context(block: RecurrentBlock, cell: nn.LSTMCell) -> FoldedContext:
@@ -126,7 +144,7 @@ def _fold_context(block: RecurrentBlock, cell: nn.LSTMCell) -> FoldedContext:
         eye = torch.eye(context.channels, dtype=weight.dtype, device=weight.device)
         weight = weight @ context(eye).t()  # [4M, C]
         conv, norm, _ = block.tail()
-        before_last_conv = not context.max_pool and is_pointwise(conv) and type(norm) is nn.Identity
+        before_last_conv = not context.max_pool and is_pointwise(conv) and is_vanilla(norm, nn.Identity)
         if before_last_conv:
             if conv.bias is not None:
                 bias = bias + weight @ conv.bias.double()

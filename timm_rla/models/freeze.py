@@ -4,14 +4,14 @@ The warm start backwards. If block l always scales its branch by the same a_l, t
 and bias of its last norm, and nothing is left of layer attention. An intra-layer attention inside the block then sees
 a_l A_l instead of A_l: the weights of its first, linear, layer are divided by a_l.
 """
-from typing import Any, Dict, Tuple
+from typing import Any, Dict
 
 import timm
 import torch
 import torch.nn as nn
 
-from .network import RecurrentBlock
-from .warm_start import INPUT_WEIGHTS, is_added, last_norm
+from .network import RecurrentBlock, RecurrentLayerAttention
+from .warm_start import INPUT_WEIGHTS, differing_keys, is_added, last_norm, scaled_keys
 
 __all__ = ['plain_arguments', 'plain_name', 'plain_network']
 
@@ -52,9 +52,11 @@ def plain_network(
         timm's network of the same depth, in eval mode, with the type and the device of `model`.
 
     Raises:
-        ValueError: A block without attention, an intra-layer attention that cannot be rescaled, or other arguments than
-            the network was created with.
+        ValueError: Another kind of network, a block without attention, one that is wrapped or cannot be rescaled, or
+            other arguments than the network was created with.
     """
+    if not isinstance(model, RecurrentLayerAttention):
+        raise ValueError(f'{type(model).__name__} has no layer attention to freeze; networks named rla_* have')
     name = plain_name(model.pretrained_cfg['architecture'])
     kwargs = plain_arguments(name, model_kwargs)
     kwargs.setdefault('num_classes', model.num_classes)
@@ -63,37 +65,36 @@ def plain_network(
     reference = next(model.parameters())
     plain = timm.create_model(name, **kwargs).to(device=reference.device, dtype=reference.dtype)
     state = {key: value.clone() for key, value in model.state_dict().items() if not is_added(key)}
+    try:
+        plain.load_state_dict(state)
+    except RuntimeError as e:
+        differences = differing_keys(state.keys(), plain.state_dict().keys()) or 'other shapes'
+        raise ValueError(
+            f'{name} with the arguments {kwargs} is not the network without attention ({differences}); give those that '
+            f'the network was created with, and it as it was created: not folded, pruned or parametrised') from e
+    names = {block_name for block_name, _ in plain.named_modules()}
     for block_name, block in model.named_modules():
         if isinstance(block, RecurrentBlock):
             if block_name not in attention:
                 raise ValueError(f'no attention for block {block_name}; there is one for {", ".join(attention)}')
+            if block_name not in names:
+                raise ValueError(f'block {block_name} is wrapped; give the network without wrappers')
             _absorb(state, block_name, block, attention[block_name])
-    try:
-        plain.load_state_dict(state)
-    except RuntimeError as e:
-        raise ValueError(f'{name} with the arguments {kwargs} is not the network without attention; give those that '
-                         f'the network was created with') from e
+    plain.load_state_dict(state)
     return plain.eval()
 
 
 def _absorb(state: Dict[str, torch.Tensor], name: str, block: RecurrentBlock, attention: torch.Tensor) -> None:
-    norm, weights = _scaled_parameters(name, block)
-    for key in (f'{norm}.weight', f'{norm}.bias'):
+    for key in scaled_keys(state, f'{name}.{last_norm(block)}'):
         state[key] = (state[key].double() * attention.double()).to(state[key].dtype)
-    if weights is not None:
-        if attention.numel() > 1 and state[weights].shape[1] == 1:
-            raise ValueError(f'{type(block.se).__name__} inside the blocks cannot be rescaled channel by channel')
-        scale = attention.double().reshape(1, -1, *[1] * (state[weights].ndim - 2))  # inputs are in dimension 1
-        state[weights] = (state[weights].double() / scale).to(state[weights].dtype)
-
-
-def _scaled_parameters(name: str, block: RecurrentBlock) -> Tuple[str, Any]:
-    """Names of the last norm, and of the first weights of an intra-layer attention, if there is one."""
-    norm = f'{name}.{last_norm(block)}'
     if block.se is None:
-        return norm, None
+        return
     weight = INPUT_WEIGHTS.get(type(block.se))
     if weight is None:
         raise ValueError(f'{type(block.se).__name__} inside the blocks cannot be rescaled; what can is '
                          f'{", ".join(module.__name__ for module in INPUT_WEIGHTS)}')
-    return norm, f'{name}.se.{weight}'
+    weight = f'{name}.se.{weight}'
+    if attention.numel() > 1 and state[weight].shape[1] == 1:
+        raise ValueError(f'{type(block.se).__name__} inside the blocks cannot be rescaled channel by channel')
+    scale = attention.double().reshape(1, -1, *[1] * (state[weight].ndim - 2))  # inputs are in dimension 1
+    state[weight] = (state[weight].double() / scale).to(state[weight].dtype)

@@ -97,7 +97,7 @@ class RecurrentLayerAttention(nn.Module):
     def _make_recurrent(self) -> None:
         for name in STAGES:
             stage = getattr(self, name)
-            if not isinstance(stage, RecurrentStage):
+            if type(stage) is nn.Sequential:  # as timm makes and prunes it, not what somebody has put there
                 setattr(self, name, RecurrentStage(*stage.children()))
         self.layer1.reparameterize = Folder(self)
 
@@ -131,8 +131,9 @@ class RecurrentLayerAttention(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Enable or disable gradient checkpointing of each block."""
         super().set_grad_checkpointing(enable)
-        for name in STAGES:
-            getattr(self, name).grad_checkpointing = enable
+        for module in self.modules():  # a stage may be wrapped
+            if isinstance(module, RecurrentStage):
+                module.grad_checkpointing = enable
 
     def forward_intermediates(
             self,
@@ -170,15 +171,15 @@ class RecurrentLayerAttention(nn.Module):
         """Prune layers not required for specified intermediates, as timm's ResNet does; returns the indices kept."""
         take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         self._make_recurrent()
-        if not any(len(getattr(self, name)) for name in STAGES):
+        if not any(getattr(self, name)._modules for name in STAGES):
             self.lstm = None  # nothing but the stem is left
         return take_indices
 
     @torch.jit.ignore
     def fold(self) -> None:
         """Multiply out what is constant in evaluation (fold.py); timm's `reparameterize_model` calls this."""
-        if not self.folded:
-            fold(self.eval(), [block for name in STAGES for block in getattr(self, name)])
+        if not self.folded and is_vanilla(self, type(self)):
+            fold(self.eval(), [getattr(self, name) for name in STAGES])
             self.folded = True
 
     def train(self, mode: bool = True) -> 'RecurrentLayerAttention':

@@ -7,7 +7,7 @@ source bit for bit, in train mode with the general form of the blocks, and the g
 can learn from there.
 """
 import logging
-from typing import AbstractSet, Dict
+from typing import AbstractSet, Dict, List
 
 import torch
 import torch.nn as nn
@@ -15,7 +15,7 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 
 from .network import RecurrentBlock
 
-__all__ = ['INPUT_WEIGHTS', 'checkpoint_filter_fn', 'differing_keys', 'is_added', 'last_norm']
+__all__ = ['INPUT_WEIGHTS', 'checkpoint_filter_fn', 'differing_keys', 'is_added', 'last_norm', 'scaled_keys']
 
 _logger = logging.getLogger(__name__)
 
@@ -34,6 +34,21 @@ def last_norm(block: RecurrentBlock) -> str:
     return 'bn3' if hasattr(block, 'bn3') else 'bn2'
 
 
+def scaled_keys(state_dict: Dict[str, torch.Tensor], norm: str) -> List[str]:
+    """Keys of what scales the output of a norm: its weight, and its bias if it has one.
+
+    Args:
+        state_dict: Of the network.
+        norm: Name of the norm.
+
+    Raises:
+        ValueError: It has no weight.
+    """
+    if f'{norm}.weight' not in state_dict:
+        raise ValueError(f'the last norm of a block must have a weight, which takes up the attention: {norm} has none')
+    return [key for key in (f'{norm}.weight', f'{norm}.bias') if key in state_dict]
+
+
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
     """State dict for an RLA network from that of an RLA network, or of the network without layer attention.
 
@@ -44,6 +59,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
 
     Raises:
         RuntimeError: The keys are of neither; says which do not fit.
+        ValueError: The last norm of a block has no weight.
     """
     own = model.state_dict()
     if LSTM_KEY in state_dict:
@@ -56,8 +72,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     for name, block in model.named_modules():
         if not isinstance(block, RecurrentBlock):
             continue
-        norm = f'{name}.{last_norm(block)}'
-        for key in (f'{norm}.weight', f'{norm}.bias'):
+        for key in scaled_keys(state_dict, f'{name}.{last_norm(block)}'):
             state_dict[key] = 2 * state_dict[key]
         if block.se is not None:
             weight = INPUT_WEIGHTS.get(type(block.se))

@@ -29,8 +29,10 @@ def _describe(kind: Type[nn.Module], *parameters: str) -> _Description:
 _DESCRIPTIONS: Dict[Type[nn.Module], _Description] = {kind: _describe(kind, *parameters) for kind, parameters in {
     nn.BatchNorm2d: ('weight', 'bias'),
     nn.Conv2d: ('weight', 'bias'),
+    nn.Identity: (),
     nn.LSTMCell: ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh'),
     nn.ReLU: (),
+    nn.Sequential: (),
     nn.SyncBatchNorm: ('weight', 'bias'),
     DropPath: (),
     SEModule: (),
@@ -61,6 +63,7 @@ def is_vanilla(
         and kind._call_impl is original.call_impl
         and kind.forward is original.forward
         and not any(name in module.__dict__ for name in original.reserved)  # vars() cannot be compiled by torch 2.5
+        and callable(module.forward)  # for compiled code, which notices then that somebody replaces it later
         and all(p is None or (type(p) in parameters and not p.is_meta) for p in module._parameters.values())
         and not is_hooked(module)
     )

@@ -15,6 +15,8 @@ from timm.models import group_modules, group_parameters, load_checkpoint, model_
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3, freeze, unfreeze
 
+from timm_rla.models.blocks import RecurrentStage
+
 # Small, yet with a block that follows another in its stage. N is such that a context is repeated, left alone, pooled
 # and averaged in groups, in this order, in the four stages.
 SMALL = dict(layers=(2, 1, 1, 1), channels=(8, 16, 24, 32), num_classes=7)
@@ -53,6 +55,20 @@ def assert_same_logits(model, expected, tol=0., **kwargs):
         assert_same(model(images(**kwargs)), expected(images(**kwargs)), tol)
 
 
+class Wrapper(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args):
+        return self.module(*args)
+
+
+def wrap(model, name):
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, Wrapper(model.get_submodule(name)))
+
+
 def error_of(function):
     try:
         function()
@@ -85,6 +101,14 @@ def test_features_only(family, output_stride, out_indices):
 
     sum(f.square().mean() for f in features).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []  # nothing is kept for no use
+
+
+def test_pruning_leaves_what_somebody_has_put_around_a_stage(model):
+    model.layer1, model.layer2 = Wrapper(model.layer1), Wrapper(model.layer2)
+    expected = model.forward_intermediates(images(), [1], intermediates_only=True)
+    model.prune_intermediate_layers([1])
+    assert type(model.layer1) is Wrapper
+    assert_same(model.forward_intermediates(images(), [1], intermediates_only=True), expected)
 
 
 @pytest.mark.parametrize('feature_cls', ['hook', 'fx'])
@@ -239,6 +263,30 @@ def test_grad_checkpointing_saves_memory(family):
     assert kept_for_backward(model, x) < (0.36 if 'resnet50' in family else 0.55) * everything
     model.set_grad_checkpointing(False)
     assert kept_for_backward(model, x) == everything
+
+
+def test_grad_checkpointing_of_features(family):
+    model = timm.create_model(family, features_only=True, **FAMILIES[family]).double().train()
+    theirs = plain(features_only=True)
+    found, calls = [], []
+    model.model.layer1[1].conv1.register_forward_hook(lambda *_: calls.append(1))
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable), theirs.set_grad_checkpointing(enable)
+        assert model.grad_checkpointing == theirs.grad_checkpointing == enable
+        calls.clear()
+        model.zero_grad()
+        sum(features.square().mean() for features in model(images().double())).backward()
+        assert len(calls) == 1 + enable  # the block runs again in the backward pass
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    assert_same(*found, 1e-12)
+
+
+@pytest.mark.parametrize('where', ['layer1', 'layer1.1'])
+def test_grad_checkpointing_below_a_wrapper(family, where):
+    model = create(family).train()
+    wrap(model, where)
+    model.set_grad_checkpointing()
+    assert [module.grad_checkpointing for module in model.modules() if isinstance(module, RecurrentStage)] == [True] * 4
 
 
 def test_grad_checkpointing_keeps_the_random_numbers(family):

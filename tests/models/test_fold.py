@@ -171,6 +171,131 @@ def test_what_somebody_looks_at_is_not_folded(name):
     assert {type(norm) for norm in others} == {nn.Identity}  # all else is
 
 
+class NormFirst(nn.Module):
+    """An intra-layer attention whose modules are named in another order than they run."""
+
+    def __init__(self, channels, device=None, dtype=None):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return x * self.conv1(self.bn1(x).relu()).sigmoid()
+
+
+class Adapted(nn.Sequential):
+    """A convolution and what is added to its output."""
+
+    def forward(self, x):
+        return self[0](x) + self[1](x)
+
+
+class Adapter(nn.Module):
+    """A block of another kind."""
+
+    def forward(self, x, state, step):
+        return 2 * x, state
+
+
+def doubled(output):
+    return (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
+
+
+class Doubled(nn.Module):
+    """A wrapper that changes what it wraps."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args):
+        return doubled(self.module(*args))
+
+
+class Forward:
+    """A function that replaces the `forward` of a module, and follows it into a copy."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, *args):
+        return doubled(type(self.module).forward(self.module, *args))
+
+
+def wrapped(wrapper, name):
+    def change(model):
+        parent, _, child = name.rpartition('.')
+        setattr(model.get_submodule(parent), child, wrapper(model.get_submodule(name)))
+    return change
+
+
+def hook(name):
+    return lambda model: model.get_submodule(name).register_forward_hook(
+        lambda module, args, output: doubled(output))
+
+
+def replaced_forward(name):
+    def change(model):
+        module = model.get_submodule(name)
+        module.forward = Forward(module)
+    return change
+
+
+def identity(change):
+    def change_both(model):
+        model.layer2[1].bn3 = nn.Identity()
+        change('layer2.1.bn3')(model)
+    return change_both
+
+
+def empty_first_convolution(model):
+    model.layer2[1].conv1, model.layer2[1].bn1 = nn.Sequential(), nn.BatchNorm2d(64).double()
+    model.layer2[1].conv2 = nn.Conv2d(64, 16, 3, padding=1).double()
+
+
+@pytest.mark.parametrize('change, cell', [
+    (hook('conv1'), FoldedCell), (replaced_forward('conv1'), FoldedCell),  # of the deep stem
+    (wrapped(nn.Sequential, 'layer2.1.conv2'), FoldedCell),
+    (lambda model: (wrapped(nn.Sequential, 'layer2.1.conv2')(model), hook('layer2.1.conv2')(model)), FoldedCell),
+    (wrapped(lambda conv: Adapted(conv, nn.Conv2d(16, 16, 1).double()), 'layer2.1.conv2'), FoldedCell),
+    (hook('layer2.0.downsample'), FoldedCell), (wrapped(Doubled, 'layer2.0.downsample'), FoldedCell),
+    (identity(hook), FoldedCell), (identity(replaced_forward), FoldedCell), (empty_first_convolution, FoldedCell),
+    (lambda model: model.layer2.append(model.layer2[1]), FoldedCell),
+    (wrapped(Doubled, 'layer1'), nn.LSTMCell), (wrapped(Doubled, 'layer2'), nn.LSTMCell),
+    (wrapped(Doubled, 'layer2.1'), nn.LSTMCell), (hook('layer2.1'), nn.LSTMCell),
+    (replaced_forward('layer2.1'), nn.LSTMCell), (lambda model: model.layer2.append(Adapter()), nn.LSTMCell),
+], ids=[
+    'hook-stem', 'forward-stem', 'sequential', 'hook-sequential', 'adapted', 'hook-downsample', 'wrapped-downsample',
+    'hook-identity', 'forward-identity', 'empty', 'block-twice', 'wrapped-layer1', 'wrapped-layer2', 'wrapped-block',
+    'hook-block', 'forward-block', 'adapter',
+])
+def test_what_somebody_has_put_there_is_not_folded(change, cell):
+    model = tiny_model('bottleneck', 'rla', torch.float64, stem_type='deep', stem_width=8)
+    change(model)
+    model.eval()
+    x = images('bottleneck', torch.float64)
+    expected = model(x)
+    folded = reparameterize_model(model)
+    assert type(folded.lstm) is cell
+    assert relative_error(folded(x), expected) < 1e-12
+    assert type(folded.layer3[0].bn3) is nn.Identity  # all else is
+    assert (type(folded.layer3[0].context) is FoldedContext) == (cell is FoldedCell)
+
+
+def test_checkpoint_wrappers():
+    wrapper = pytest.importorskip('torch.distributed.algorithms._checkpoint.checkpoint_wrapper')
+    for name in 'layer1', 'layer2.1', 'layer2.1.conv2', 'layer2.1.bn3', 'layer2.1.context', 'lstm':
+        model = tiny_model('bottleneck', 'rla', torch.float64).eval()
+        wrapped(wrapper.checkpoint_wrapper, name)(model)
+        x = images('bottleneck', torch.float64)
+        assert relative_error(reparameterize_model(model)(x), model(x)) < 1e-12, name
+
+
+def test_order_of_another_module_is_not_known():
+    model = tiny_model('basic', dtype=torch.float64, block_args=dict(attn_layer=NormFirst)).double().eval()
+    x = images('basic', torch.float64)
+    assert relative_error(reparameterize_model(model)(x), model(x)) < 1e-12
+
+
 def test_all_modules_of_a_folded_network_are_called():
     folded = reparameterize_model(tiny_model('bottleneck', 'rla_se', context='gap_mlp').eval())
     counts = Counter()

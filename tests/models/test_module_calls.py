@@ -181,6 +181,17 @@ def test_what_counts_in_eager_mode_counts_in_compiled_mode(training, observer):
     assert_same(torch.compile(model, backend='eager', fullgraph=True)(x), expected, 1e-12)
 
 
+@pytest.mark.parametrize('where', ['layer1.0.bn3', 'layer2.1.act3', 'layer2.0.se', 'lstm'])
+def test_forward_replaced_after_compiling_counts(where):
+    model = create('rla_seresnet50', drop_path_rate=0.).double()
+    compiled, x = torch.compile(model, backend='eager'), X.double()
+    before = compiled(x)
+    replace_forward(model.get_submodule(where), lambda: None)
+    expected = model(x)
+    assert relative_error(before, expected) > 1e-3
+    assert_same(compiled(x), expected, 1e-12)
+
+
 def calls_seen_by_a_global_hook(model, mode, register):
     names, seen = {module: n for n, module in model.named_modules()}, Counter()
     with getattr(global_hooks, register)(lambda module, *_: seen.update([names[module]])):
@@ -403,7 +414,7 @@ def test_a_tensor_in_the_place_of_a_parameter(name, training):
 # In place ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('change', [
-    lambda features: features.mul_(2), lambda features: nn.functional.relu_(features), lambda features: features.detach_(),
+    lambda features: features.mul_(2), nn.ReLU(inplace=True), lambda features: features.detach_(),
     lambda features: features[0].zero_(),
 ], ids=['mul', 'relu', 'detach', 'part'])
 @pytest.mark.parametrize('mode', ['training', 'training-no_grad'])

@@ -15,6 +15,7 @@ from ..common.progress import Progress
 from ..models.freeze import plain_network
 from .attention import attention_modules
 from .attention_statistics import measure_attention
+from .gradcam import _eval_mode
 from .hooks import hooked
 from .moments import Moments
 
@@ -49,22 +50,11 @@ def freeze_attention(model: nn.Module, loader: Any, **model_kwargs: Any) -> nn.M
     if not model.num_classes:
         raise ValueError('the network has no classifier, and so no classes that labels could name')
     parameter = next(model.parameters())
-    with _own_modes(model):
+    with _eval_mode(model):
         moments = measure_attention(model, loader, Placement(parameter.device, parameter.dtype), channels=True)
     means = {name: values[0] for name, values in block_values(model, moments.over_groups().mean).items()}
     images, _ = next(iter(loader))
     return freeze_at(model, means, images[:2], **model_kwargs)
-
-
-@contextmanager
-def _own_modes(model: nn.Module) -> Iterator[None]:
-    """Give each module back the mode that it has now: a frozen norm is in evaluation mode while its network trains."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def block_values(model: nn.Module, values: torch.Tensor) -> Dict[str, torch.Tensor]:

@@ -183,6 +183,7 @@ def test_what_counts_in_eager_mode_counts_in_compiled_mode(training, observer):
 
 @pytest.mark.parametrize('where', ['layer1.0.bn3', 'layer2.1.act3', 'layer2.0.se', 'lstm'])
 def test_forward_replaced_after_compiling_counts(where):
+    pytest.importorskip('torch', minversion='2.14', reason='not every older torch guards that a method is read')
     model = create('rla_seresnet50', drop_path_rate=0.).double()
     compiled, x = torch.compile(model, backend='eager'), X.double()
     before = compiled(x)

@@ -63,7 +63,7 @@ def is_vanilla(
         and kind._call_impl is original.call_impl
         and kind.forward is original.forward
         and not any(name in module.__dict__ for name in original.reserved)  # vars() cannot be compiled by torch 2.5
-        and callable(module.forward)  # for compiled code, which notices then that somebody replaces it later
+        and callable(module.forward)  # reading it makes torch.compile guard that nobody replaces it later
         and all(p is None or (type(p) in parameters and not p.is_meta) for p in module._parameters.values())
         and not is_hooked(module)
     )

@@ -14,6 +14,7 @@ import timm
 import yaml
 
 import timm_rla_cli as cli
+from timm_rla.common.errors import UserError
 from timm_rla.common.options import parse
 from timm_rla.reproduce.plan import TABLES, Run, load_table, plan_runs
 from timm_rla.reproduce.plots import plot_curves, plot_differences
@@ -87,6 +88,25 @@ def test_seed_and_cell_in_options():
     assert options[-2:] == ['--pretrained-path', 'rla-seed3.pth.tar']
 
 
+def test_arguments_of_the_network_are_added_to_those_of_the_cell():
+    """They would take their place: the networks of a column would all be the same."""
+    task = TASKS['classification']
+    run = plan_runs(small_table(only=['gmp']), [0])[1]
+    args = parse(task.parser(), train_options(task, run, None, ['--model-kwargs', 'hidden_dim=8']))
+    assert args.model_kwargs == dict(context='gmp', hidden_dim=8)
+
+
+@pytest.mark.parametrize('options, epochs', [
+    ([], 160),
+    (['--cooldown-epochs', '3'], 160),  # of this schedule timm knows no cooldown
+    (['--warmup-prefix', '--warmup-epochs', '5'], 165),
+    (['--sched', 'cosine', '--cooldown-epochs', '3', '--lr-cycle-limit', '2'], 323),
+    (['--sched', 'cosine', '--sched-on-updates', '--warmup-epochs', '4', '--warmup-prefix'], 164),
+])
+def test_end_of_a_run_is_that_of_its_schedule(tmp_path, options, epochs):
+    assert Results(tmp_path, small_table(), None, options).ends == {'cifar10': epochs}
+
+
 def test_seeds_come_before_cells():
     runs = plan_runs(small_table(only=['rla']), [0, 1])
     assert [(run.cell.key, run.seed) for run in runs] == [('plain', 0), ('rla', 0), ('plain', 1), ('rla', 1)]
@@ -119,6 +139,28 @@ def test_report(tmp_path):
     with open(write_csv(tmp_path / 'report.csv', list(rows.values()))) as f:
         lines = list(csv.DictReader(f))
     assert [float(line['value']) for line in lines if line['cell'] == 'rla'] == [9., 8.5, 7.]
+
+
+@pytest.mark.parametrize('rows, values, said', [
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,nan,1.0,90.0,99.0,0.1'], {0: 10.}, ''),  # its loss was nan: that is its result
+    (['0,1.0,1.0,-500.0,99.0,0.1', '1,1.0,1.0,90.0,99.0,0.1'], {0: 10.}, 'not in the curves'),
+    (['0,1.0,,,,0.1', '1,1.0,1.0,90.0,99.0,0.1'], {0: 10.}, 'not in the curves'),
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,1.0,1.0,nan,99.0,0.1'], {}, 'the run is left out'),
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,1.0,1.0,-500.0,99.0,0.1'], {}, 'the run is left out'),
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,1.0,1.0,,99.0,0.1'], {}, 'the run is left out'),
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,,1.0,90.0,99.0,0.1'], {}, 'the run is left out'),
+])
+def test_damaged_rows_are_named_and_left_out(tmp_path, caplog, rows, values, said):
+    results = Results(tmp_path / 'out', small_table(only=['plain']), 2, [])
+    plain, = results.table.cells
+    write_run(results, Run(plain, 1), 91.)
+    write_run(results, Run(plain, 0), 91.)
+    file = results.path / Run(plain, 0).name / 'summary.csv'
+    file.write_text(HEADER + '\n'.join(rows) + '\n')
+    found = report_rows(results, [0, 1])
+    assert found[0].values == pytest.approx({1: 9., **values})
+    assert (said in caplog.text and str(file) in caplog.text) if said else not caplog.text
+    assert plot_curves(results, found, '', tmp_path / 'a.png').stat().st_size > 0
 
 
 def test_report_of_detectors(tmp_path):
@@ -164,6 +206,36 @@ def test_studies(tmp_path):
     assert markdown_lines([]) == []
 
 
+@pytest.mark.parametrize('change, message', [
+    (lambda study: [study], 'indices'),
+    (lambda study: dict(study, blocks=[]), 'items'),
+    (lambda study: dict(study, blocks={}), 'no blocks'),
+    (lambda study: dict(study, blocks={'layer1.0': dict(mean=.5)}), 'std'),
+    (lambda study: dict(study, blocks={'layer1.0': 3}), 'frozen.json'),
+    (lambda study: dict(study, held={}), 'layer1.0'),
+    (lambda study: dict(study, means=dict(difference='x')), "difference of means is 'x'"),
+    (lambda study: dict(study, means=dict(difference=10 ** 400)), 'frozen.json'),
+    (lambda study: dict(study, epoch='last'), "epoch is 'last'"),
+])
+def test_a_damaged_study_is_named(tmp_path, change, message):
+    results = Results(tmp_path, small_table(only=['rla']), 2, [])
+    run = Run(results.table.cells[1], 0)
+    write_run(results, run, 90.)
+    file = results.path / run.name / 'frozen.json'
+    study = dict(means=dict(difference=.1), class_means=dict(difference=.1),
+                 blocks={'layer1.0': dict(mean=.5, std=.1, class_std=.1)}, held={'layer1.0': dict(difference=.1)})
+    rows = report_rows(results, [0])
+    for whole in study, dict(study, epoch=1):
+        file.write_text(json.dumps(whole))
+        assert read_studies(results, rows)[0].studies == [whole]
+    file.write_text(json.dumps(dict(study, epoch=0)))  # the run has gone on since
+    assert read_studies(results, rows) == []
+    file.write_text(json.dumps(change(study)))
+    with pytest.raises(UserError, match=message) as error:
+        read_studies(results, rows)
+    assert str(file) in str(error.value)
+
+
 def test_one_seed_has_no_interval(tmp_path):
     table = small_table(only=['rla'])
     results = Results(tmp_path, table, 2, [])
@@ -182,16 +254,23 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     """Runs are made, skipped when they are there, gone on with when they are not whole, and reported."""
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     command = ['reproduce', 'table1', *COMMON, '--data-dir', str(image_folder), '--output', str(tmp_path / 'out'),
-               '--epochs', '2', '--seeds', '0', '--jobs', '2', '--data-note', 'digits']
+               '--epochs', '2', '--seeds', '0', '--data-note', 'digits']
+    assert cli.main([*command, '--report']) == 2 and 'nothing has been run' in capsys.readouterr().err
     assert cli.main([*command, '--print']) == 0
     printed = capsys.readouterr().out.strip().splitlines()
     assert len(printed) == 2 and all('--resume auto' in line for line in printed)
     assert shlex.split(printed[0])[1:4] == ['-m', 'timm_rla', 'train']
-    assert not (tmp_path / 'out').exists()
+    assert cli.main(shlex.split(printed[0])[3:]) == 0  # as another machine may run it
+    assert (tmp_path / 'out' / 'cifar10-20-plain-seed0' / 'last.pth.tar').is_file()
+    assert cli.main([*command, '--print']) == 0
+    assert capsys.readouterr().out.strip().splitlines() == printed[1:]
+    assert cli.main([*command, '--report']) == 0
+    assert '| ResNet-20 |' in (tmp_path / 'out' / 'report.md').read_text()
+    capsys.readouterr()
 
-    assert cli.main(command) == 0
+    assert cli.main([*command, '--jobs', '2']) == 0
     out = capsys.readouterr().out
-    assert '0 of 2 runs are finished, 2 to go' in out and '[2/2]' in out and 'Top-1 error' in out
+    assert '1 of 2 runs are finished, 1 to go' in out and '[1/1]' in out and 'Top-1 error' in out
     for name in ('report.md', 'report.csv', 'curves.png', 'differences.png'):
         assert (tmp_path / 'out' / name).stat().st_size > 0
     assert '2 epochs instead of 160' in (tmp_path / 'out' / 'report.md').read_text()
@@ -214,9 +293,11 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     text = (tmp_path / 'out' / 'report.md').read_text()
     assert '## With attention, and with its means' in text and '| RLA-20 | `layer3.2` |' in text
     assert (tmp_path / 'out' / 'attentions.png').stat().st_size > 0
-    checkpoint.with_name('frozen.json').write_text('{"means": 1}')
-    assert cli.main([*command, '--report']) == 2
-    assert 'frozen.json' in capsys.readouterr().err
+    report = tmp_path / 'out' / 'report.md'
+    (tmp_path / 'out' / 'report.csv').unlink(), (tmp_path / 'out' / 'report.csv').mkdir()
+    report.write_text('as before')
+    assert cli.main([*command, '--report']) == 2  # all of it or nothing
+    assert 'report.csv: is a folder' in capsys.readouterr().err and report.read_text() == 'as before'
 
 
 @pytest.mark.parametrize('options, words', [
@@ -226,6 +307,20 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     (['--jobs', '0'], ['--jobs 0']),
     (['--iterations', '9'], ['--iterations', 'table1', '--epochs']),
     (['--lernrate', '1'], ['--lernrate']),
+    (['--depth', '20', '21'], ['--depth 21', '20, 32, 44, 56, 110']),
+    (['--depth', '0'], ['--depth 0', '110']),
+    (['--model', 'resnet18'], ['--model resnet18', '--only']),
+    (['--seed=5'], ['--seed 5', '--seeds']),
+    (['--experiment', 'x'], ['--experiment x']),
+    (['--resume', 'foo'], ['--resume foo']),
+    (['-c', 'cifar100'], ['--config cifar100']),
+    (['--only', 'gmp', '--model-kwargs', 'context=gap'], ['--model-kwargs context=gap', 'context=gmp']),
+    (['--sched', 'foo'], ['--sched foo', 'multistep']),
+    (['--report', '--print'], ['--print --report']),
+    (['--report', '--jobs', '2'], ['--report --jobs']),
+    (['--print', '--devices', 'cpu'], ['--print --devices']),
+    (['--report', '--output', 'nowhere'], ['--output nowhere', 'nothing has been run']),
+    (['--report', '--output', __file__], ['test_reproduce.py: is a file']),
 ], ids=str)
 def test_bad_input(tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
@@ -235,13 +330,25 @@ def test_bad_input(tmp_path, capsys, monkeypatch, options, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_repeated_parts_of_a_table_run_once():
+    table = load_table('table2', [20, 20], ['cifar10', 'cifar10'], ['se', 'se'])
+    assert [cell.folder for cell in table.cells] == ['cifar10-20-plain', 'cifar10-20-se']
+
+
 def test_folder_of_another_table(tmp_path, capsys):
+    """It is refused, unless it holds no run yet."""
     folder = tmp_path / 'out'
     folder.mkdir()
-    (folder / 'table.yaml').write_text(yaml.safe_dump(dict(table='table3', epochs=None, options=[])))
-    assert cli.main(['reproduce', 'table1', '--output', str(folder)]) == 2
-    assert 'table table3, not table1' in capsys.readouterr().err
-    (folder / 'table.yaml').unlink()
+    settings = folder / 'table.yaml'
+    settings.write_text(yaml.safe_dump(dict(table='table3', epochs=None, options=[])))
+    (folder / 'cifar10-56-plain-seed0').mkdir()
+    for further in ([], ['--print'], ['--report']):
+        assert cli.main(['reproduce', 'table1', '--output', str(folder), *further]) == 2
+        assert 'table table3, not table1' in capsys.readouterr().err
+    (folder / 'cifar10-56-plain-seed0').rmdir()
+    assert cli.main(['reproduce', 'table1', '--output', str(folder), '--print']) == 0
+    assert yaml.safe_load(settings.read_text())['table'] == 'table1'
+    settings.unlink()
     (folder / 'mine.txt').write_text('mine')
     assert cli.main(['reproduce', 'table1', '--output', str(folder)]) == 2
     assert 'neither empty nor' in capsys.readouterr().err and (folder / 'mine.txt').read_text() == 'mine'

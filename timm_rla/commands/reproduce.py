@@ -1,11 +1,14 @@
 """`timm-rla reproduce TABLE`: train what a table of the paper needs, and report it."""
+import os
+import tempfile
 from pathlib import Path
 from typing import List, Optional
 
-from ..common.errors import UserError
-from ..common.options import OptionParser, parse
+from ..common.errors import UserError, blame
+from ..common.files import check_writable
+from ..common.options import OptionParser
 from ..reproduce.plan import TABLES, load_table, plan_runs
-from ..reproduce.runs import Results, run_all, shell_commands, train_options
+from ..reproduce.runs import Results, run_all, shell_commands
 
 __all__ = ['main']
 
@@ -27,8 +30,8 @@ def reproduce_parser() -> OptionParser:
     add('--depth', nargs='+', type=int, metavar='N', help='other depths than those of the paper')
     add('--datasets', nargs='+', metavar='NAME', help='some of its data sets')
     add('--only', nargs='+', metavar='CELL', help='some of its networks; the plain one is always there')
-    add('--jobs', type=int, default=1, metavar='K', help='runs at a time')
-    add('--devices', nargs='+', default=[], metavar='DEVICE', help='devices that the runs are spread over')
+    add('--jobs', type=int, metavar='K', help='runs at a time, one if not given')
+    add('--devices', nargs='+', metavar='DEVICE', help='devices that the runs are spread over')
     add('--print', action='store_true', help='print a shell command for each missing run, and run nothing')
     add('--report', action='store_true', help='write the report of the runs that are there, and run nothing')
     add('--data-note', default='', metavar='TEXT', help='what the titles of the report say of the data')
@@ -42,47 +45,63 @@ def main(argv: Optional[List[str]] = None) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name} {value}: must be at least 1')
+    for name in ('print', 'report'):
+        for other in ('report', 'jobs', 'devices'):
+            if getattr(args, name) and name != other and getattr(args, other):
+                raise UserError(f'--{name} --{other}: --{name} runs nothing; one of the two')
+    seeds = list(dict.fromkeys(args.seeds))
     table = load_table(args.table, args.depth, args.datasets, args.only)
     task = table.task
     for unit in {'epoch', 'iteration'} - {task.unit}:
         if getattr(args, f'{unit}s') is not None:
             raise UserError(f'--{unit}s: the length of runs of {args.table} is --{task.unit}s')
     length = getattr(args, f'{task.unit}s')
-    runs = plan_runs(table, list(dict.fromkeys(args.seeds)))
+    runs = plan_runs(table, seeds)
     results = Results(Path(args.output or f'output/{args.table}'), table, length, options)
-    parse(task.parser(), train_options(task, runs[0], length, options))  # complains now, not in every run
     if args.print:
+        results.record()  # they may come to run there without this command
         for line in shell_commands(results, runs):
             print(line)
         return
     failed = []
     if not args.report:
         with results.locked():
-            failed = run_all(results, runs, args.jobs, args.devices)
-    for path in report(results, args.seeds, args.data_note):
+            failed = run_all(results, runs, args.jobs or 1, args.devices or [])
+    elif not results.recorded:
+        raise UserError(f'--report --output {results.path}: nothing has been run or printed there for this table with '
+                        'these options')
+    for path in report(results, seeds, args.data_note):
         print(path)
     if failed:
         raise UserError(f'{len(failed)} runs failed, first {failed[0].name}; {results.path / failed[0].name}.log')
 
 
 def report(results: Results, seeds: List[int], note: str) -> List[Path]:
-    """Write table and pictures beside the runs; returns the files."""
+    """Write table and pictures beside the runs, all of them or none; returns the files."""
     from ..reproduce.plots import plot_attentions, plot_curves, plot_differences
     from ..reproduce.report import report_rows, title, write_csv, write_markdown
     from ..reproduce.studies import markdown_lines, read_studies
 
-    rows = report_rows(results, list(dict.fromkeys(seeds)))
+    rows = report_rows(results, seeds)
     task, heading = results.table.task, title(results, note)
     studied = read_studies(results, rows)
-    written = [
-        write_markdown(results.path / 'report.md', heading, rows, task.unit, markdown_lines(studied)),
-        write_csv(results.path / 'report.csv', rows),
-    ]
-    if any(row.values for row in rows):
-        written += [
-            plot_curves(results, rows, heading, results.path / 'curves.png'),
-            plot_differences(rows, task.measure, heading, results.path / 'differences.png'),
+    with blame(f'--output {results.path}', OSError), \
+            tempfile.TemporaryDirectory(prefix='.report-', dir=results.path) as temporary:
+        folder = Path(temporary)
+        written = [
+            write_markdown(folder / 'report.md', heading, rows, task.unit, markdown_lines(studied)),
+            write_csv(folder / 'report.csv', rows),
         ]
-    if studied:
-        written.append(plot_attentions(studied, heading, results.path / 'attentions.png'))
-    return written
+        if any(row.values for row in rows):
+            written += [
+                plot_curves(results, rows, heading, folder / 'curves.png'),
+                plot_differences(rows, task.measure, heading, folder / 'differences.png'),
+            ]
+        if studied:
+            written.append(plot_attentions(studied, heading, folder / 'attentions.png'))
+        files = [results.path / path.name for path in written]
+        for file in files:
+            check_writable(file, '--output')
+        for path, file in zip(written, files):
+            os.replace(path, file)
+    return files

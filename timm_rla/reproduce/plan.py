@@ -1,8 +1,10 @@
 """What a table consists of: its cells, and the training runs that they need."""
+import re
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
+import timm
 import yaml
 
 from ..common.errors import UserError
@@ -71,18 +73,20 @@ def load_table(
         only: Keys of cells, all if None; the plain network is always there.
 
     Raises:
-        UserError: A data set or a cell that the table does not have.
+        UserError: A data set or a cell that the table does not have, or a depth that its networks do not have.
     """
     text = resources.files(f'{__package__}.tables').joinpath(f'{name}.yaml').read_text()
     content = yaml.safe_load(text)
     _check('--datasets', datasets, content['datasets'])
     _check('--only', only, content['cells'])
-    depths = list(depths or content['depths'])
+    entries = {key: entry for key, entry in content['cells'].items() if only is None or key in only or key == 'plain'}
+    _check_depths(depths or [], {entry['model'] for entry in entries.values()})
+    depths = list(dict.fromkeys(depths or content['depths']))
     task = TASKS[content.get('task', 'classification')]
     cells = [
         _cell(key, entry, depth, dataset, task)
-        for dataset in datasets or content['datasets'] for depth in depths
-        for key, entry in content['cells'].items() if only is None or key in only or key == 'plain'
+        for dataset in dict.fromkeys(datasets or content['datasets']) for depth in depths
+        for key, entry in entries.items()
     ]
     title = content['title'].format(depth=depths[0], depths=', '.join(map(str, depths)))
     return Table(name, title, task, cells)
@@ -92,6 +96,18 @@ def _check(option: str, given: Optional[Sequence[str]], known: Sequence[str]) ->
     for value in given or []:
         if value not in known:
             raise UserError(f'{option} {value}: not in this table, which has {", ".join(known)}')
+
+
+def _check_depths(depths: Sequence[int], models: Set[str]) -> None:
+    """Complain of a depth that one of the networks does not have; '{depth}' stands for it in their names."""
+    names = timm.list_models() if depths else []
+    patterns = [re.compile(re.escape(model).replace(re.escape('{depth}'), r'(\d+)')) for model in models]
+    known = set.intersection(
+        *({int(found[1]) for found in map(pattern.fullmatch, names) if found} for pattern in patterns))
+    for depth in depths:
+        if depth not in known:
+            raise UserError(f'--depth {depth}: there are no such networks; these are of depth '
+                            f'{", ".join(map(str, sorted(known)))}')
 
 
 def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str, task: Task) -> Cell:

@@ -6,7 +6,6 @@ import numpy as np
 
 from ..analysis.attention_plot import label_blocks
 from ..common.plotting import COLORS, save_picture, subplots, tidy_axes
-from ..common.summary import read_summary
 from .plan import Run
 from .report import Row
 from .runs import Results
@@ -41,8 +40,9 @@ def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Pat
         for metric, ax in zip(task.metrics, right):
             shown = [row for row in panel if row.metric == metric]
             for index, row in enumerate(shown):
-                runs = [read_summary(results.path / Run(row.cell, seed).name) for seed in row.values]
-                steps = [task.done(line) for line in runs[0]]
+                lines = [{task.done(line): line for line in results.rows(Run(row.cell, seed))} for seed in row.values]
+                steps = sorted(set(lines[0]).intersection(*lines))  # a row may be damaged in one of the runs
+                runs = [[run[step] for step in steps] for run in lines]
                 color, label = COLORS[index % len(COLORS)], f'{row.cell.name}, n = {len(runs)}'
                 _draw_band(ax, steps, [[metric.value(line) for line in run] for run in runs], color, label)
                 if metric == task.metrics[0]:

@@ -1,5 +1,6 @@
 """The report of a table: figures beside the paper's, and what each network gains over the plain one, with intervals."""
 import csv
+import logging
 import math
 import statistics
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from ..common.extras import import_extra
 from ..common.files import replacing
 from ..common.options import parse
-from ..common.summary import read_summary
+from ..common.summary import SUMMARY, read_summary
 from .plan import Cell, Run
 from .runs import Results, recipe_length, train_options
 from .tasks import DATASETS, Metric
@@ -17,6 +18,7 @@ from .tasks import DATASETS, Metric
 __all__ = ['Row', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_csv', 'write_markdown']
 
 CONFIDENCE = 0.95
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,23 @@ def paired_interval(differences: Sequence[float], confidence: float = CONFIDENCE
 
 
 def _last_rows(results: Results, cell: Cell, seeds: Sequence[int]) -> Dict[int, Dict[str, float]]:
-    """The last row of each finished run: never the best one."""
-    runs = {seed: Run(cell, seed) for seed in seeds}
-    return {seed: read_summary(results.path / run.name)[-1] for seed, run in runs.items() if results.is_finished(run)}
+    """The last row of each finished run: never the best one. A run whose last row is damaged is left out, and said."""
+    task = results.table.task
+    found = {}
+    for seed in seeds:
+        run = Run(cell, seed)
+        if not results.is_finished(run):
+            continue
+        rows = read_summary(results.path / run.name)
+        if task.is_whole(rows[-1]):
+            found[seed] = rows[-1]
+        damaged = sum(not task.is_whole(row) for row in rows)
+        if damaged:
+            _logger.warning(
+                f'{results.path / run.name / SUMMARY}: {damaged} of {len(rows)} rows without a training '
+                f'loss and {" and ".join(metric.name for metric in task.metrics)} from 0 to 100 %; '
+                + ('not in the curves' if seed in found else 'the last row is one, the run is left out'))
+    return found
 
 
 def _params(results: Results, cell: Cell) -> float:

@@ -4,13 +4,12 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import yaml
 
-from ..common.errors import UserError
+from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.lock import exclusive
 from ..common.options import parse
@@ -25,6 +24,12 @@ __all__ = ['Results', 'recipe_length', 'run_all', 'shell_commands', 'train_optio
 
 SETTINGS = 'table.yaml'  # of a results folder: what its runs have in common
 POLL = 1.  # seconds
+GIVEN = {  # options of a run that cannot be chosen, as --config would be by another file
+    'config': 'the recipe is that of the data set; its options can be given',
+    'seed': '--seeds says which seeds there are',
+    'experiment': 'each run has a folder of its own name',
+    'resume': 'a run goes on by itself',
+}
 
 
 class Results:
@@ -37,7 +42,8 @@ class Results:
         options: Further options of the runs' command, the same for all runs.
 
     Raises:
-        UserError: The folder holds runs of another table, of another length or with other options.
+        UserError: The folder holds runs of another table, of another length or with other options, or something else;
+            or the options are none of the runs' command, or take from the table what it is.
     """
 
     def __init__(self, path: Path, table: Table, length: Optional[int], options: Sequence[str]):
@@ -46,15 +52,33 @@ class Results:
         self.options = list(options)
         self.length = length
         self.settings = {'table': table.name, f'{table.task.unit}s': length, 'options': self.options}
-        file = path / SETTINGS
-        if file.is_file():
-            found = read_mapping(file, f'--output {path}')
-            differ = [f'{key} {found.get(key)}, not {value}' for key, value in self.settings.items()
-                      if found.get(key) != value]
-            if differ:
-                raise UserError(f'--output {path}: holds runs of {"; ".join(differ)}; choose another folder')
-        elif path.is_dir() and any(path.iterdir()):
-            raise UserError(f'--output {path}: neither empty nor the results of a table')
+        first = {cell.dataset: Run(cell, 0) for cell in table.cells}
+        self.ends = {  # epochs or iterations of the runs on each data set, as their options come to
+            dataset: table.task.length(parse(table.task.parser(), train_options(table.task, run, length, options)))
+            for dataset, run in first.items()
+        }
+        self.recorded = self._check_folder()
+
+    def _check_folder(self) -> bool:
+        """Complain of a folder with something else in it; True if it says that it is for these runs.
+
+        One without any run is free for others: nothing has come yet of what was planned there.
+        """
+        with blame(f'--output {self.path}', OSError):
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f'--output {self.path}: is a file, not a folder')
+            entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        held = [entry for entry in entries if not entry.name.startswith('.')]
+        if self.path / SETTINGS not in held:
+            if held:
+                raise UserError(f'--output {self.path}: neither empty nor the results of a table')
+            return False
+        found = read_mapping(self.path / SETTINGS, f'--output {self.path}')
+        differ = [f'{key} {found.get(key)}, not {value}' for key, value in self.settings.items()
+                  if found.get(key) != value]
+        if differ and any(entry.is_dir() for entry in held):
+            raise UserError(f'--output {self.path}: holds runs of {"; ".join(differ)}; choose another folder')
+        return not differ
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -64,17 +88,20 @@ class Results:
             UserError: Another one is at work there.
         """
         with exclusive(self.path, lambda holder: f'--output {self.path}: another process runs this table'):
-            with replacing(self.path / SETTINGS) as temporary:
+            with blame(f'--output {self.path}', OSError), replacing(self.path / SETTINGS) as temporary:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+            self.recorded = True
             yield
 
-    @cached_property
-    def ends(self) -> Dict[str, int]:
-        """Epochs or iterations of the runs on each data set, as their options come to."""
-        task = self.table.task
-        first = {cell.dataset: Run(cell, 0) for cell in self.table.cells}
-        return {dataset: task.length(parse(task.parser(), train_options(task, run, self.length, self.options)))
-                for dataset, run in first.items()}
+    def record(self) -> None:
+        """Make the folder one of these runs, which others may start there."""
+        if not self.recorded:
+            with self.locked():
+                pass
+
+    def rows(self, run: Run) -> List[Dict[str, float]]:
+        """Rows of a run's summary that a report can use; those without validation, or damaged, are not among them."""
+        return [row for row in read_summary(self.path / run.name) if self.table.task.is_whole(row)]
 
     def is_finished(self, run: Run) -> bool:
         """True if the summary of a run goes to its end."""
@@ -111,18 +138,42 @@ def train_options(task: Task, run: Run, length: Optional[int], options: Sequence
         length: Its epochs or iterations, those of the recipe if None.
         options: Further options, above those of the recipe; '{seed}' and '{cell}' in them stand for the
             run's seed and the key of its network, such as 'plain'.
+
+    Raises:
+        UserError: Options that the command does not have, or that say otherwise than the table.
     """
     recipe = _recipe(run.cell.dataset)
     args = parse(task.parser(), recipe)
+    options = [o.replace('{seed}', str(run.seed)).replace('{cell}', run.cell.key) for o in options]
     given = [*recipe, f'--{task.network}', run.cell.model, '--seed', str(run.seed)]
-    kwargs = {**getattr(args, f'{task.network}_kwargs'), **run.cell.model_kwargs}
-    if kwargs:
-        given += [f'--{task.network}-kwargs', *(f'{key}={value}' for key, value in kwargs.items())]
+    kwargs = {**getattr(args, f'{task.network}_kwargs'), **_further_kwargs(task, run, options),
+              **run.cell.model_kwargs}
     if length is not None:
         given += [f'--{task.unit}s', str(length)]
         for name, value in task.scaled_schedule(args, length).items():
             given += [f'--{name.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
-    return [*given, *(o.replace('{seed}', str(run.seed)).replace('{cell}', run.cell.key) for o in options)]
+    given += options
+    if kwargs:  # behind the options, whose own would take the place of the others
+        given += [f'--{task.network}-kwargs', *(f'{key}={value}' for key, value in kwargs.items())]
+    return given
+
+
+def _further_kwargs(task: Task, run: Run, options: Sequence[str]) -> Dict[str, Any]:
+    """Arguments of the network among further options, none of which may say otherwise than the table."""
+    parser = task.parser()
+    reasons = {task.network: 'the table says which networks there are; --only and --depth choose among them', **GIVEN}
+    parser.set_defaults(**dict.fromkeys(reasons))
+    found = parser.parse_args(options)
+    for name, reason in reasons.items():
+        value = getattr(found, name)
+        if value is not None:
+            raise UserError(f'--{name} {value}: cannot be given: {reason}')
+    kwargs = getattr(found, f'{task.network}_kwargs')
+    for key in kwargs.keys() & run.cell.model_kwargs.keys():
+        if kwargs[key] != run.cell.model_kwargs[key]:
+            raise UserError(f'--{task.network}-kwargs {key}={kwargs[key]}: {run.cell.name} of this table has '
+                            f'{key}={run.cell.model_kwargs[key]}')
+    return kwargs
 
 
 def run_all(results: Results, runs: Sequence[Run], jobs: int = 1, devices: Sequence[str] = ()) -> List[Run]:
@@ -191,9 +242,9 @@ def _outcome(results: Results, run: Run, returncode: int) -> str:
     if returncode:
         lines = (results.path / f'{run.name}.log').read_text(errors='replace').strip().splitlines()
         return f'failed: {lines[-1] if lines else f"exit code {returncode}"}'
-    rows = read_summary(results.path / run.name)
+    rows = results.rows(run)
     if not rows:
-        return f'ended, but its {SUMMARY} has no row'
+        return f'ended, but its {SUMMARY} has no row with {results.table.task.measure}'
     return ', '.join(f'{metric.name} {metric.value(rows[-1]):.2f} %' for metric in results.table.task.metrics)
 
 

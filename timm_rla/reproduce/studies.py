@@ -1,10 +1,15 @@
 """What the attentions of a table's runs do, and the accuracy without them (`timm-rla freeze --study`)."""
 import json
+import logging
+import reprlib
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from ..common.errors import blame
+from ..common.errors import UserError, blame
+from ..common.summary import read_summary
+from ..common.trained import is_number
 from .plan import Cell, Run
 from .report import Row, format_interval, paired_interval
 from .runs import Results
@@ -12,6 +17,8 @@ from .runs import Results
 __all__ = ['Studied', 'markdown_lines', 'read_studies']
 
 STUDY = 'frozen.json'  # of a run, as `timm-rla freeze RUN/last.pth.tar --study` writes it
+SPREADS = ('mean', 'std', 'class_std')  # of a block's attention
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,24 +44,51 @@ class Studied:
 
 
 def read_studies(results: Results, rows: Sequence[Row]) -> List[Studied]:
-    """Studies of finished runs, for each row that has one.
+    """Studies of finished runs, for each row that has one. One of another epoch than the last is left out, and said.
 
     Raises:
-        UserError: A file that is damaged.
+        UserError: A file that is damaged, or whose blocks are others than those of the first seed.
     """
     studied = []
     for row in rows:
-        studies = []
+        studies: List[Dict[str, Any]] = []
         for seed in row.values:
-            path = results.path / Run(row.cell, seed).name / STUDY
-            if path.is_file():
-                with blame(str(path), OSError, LookupError, TypeError, ValueError):
-                    study = json.loads(path.read_text())
-                    study['means']['difference'], study['class_means']['difference'], study['held'], study['blocks']
-                    studies.append(study)
+            folder = results.path / Run(row.cell, seed).name
+            if not (folder / STUDY).is_file():
+                continue
+            study, last = _read_study(folder / STUDY), int(read_summary(folder)[-1]['epoch'])
+            if study.get('epoch', last) != last:
+                _logger.warning(f'{folder / STUDY}: of epoch {study["epoch"]}, the run has gone on to {last}; left out')
+                continue
+            if studies and list(study['blocks']) != list(studies[0]['blocks']):
+                raise UserError(f'{folder / STUDY}: its blocks are {", ".join(study["blocks"])}, those of other seeds '
+                                f'{", ".join(studies[0]["blocks"])}')
+            studies.append(study)
         if studies:
             studied.append(Studied(row.cell, studies))
     return studied
+
+
+def _read_study(path: Path) -> Dict[str, Any]:
+    """A study with all that the report takes from it.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    with blame(f'{path}: not as timm-rla freeze --study writes it', ArithmeticError, AttributeError,
+               LookupError, OSError, RecursionError, TypeError, ValueError):
+        study = json.loads(path.read_text(encoding='utf-8'))
+        blocks = study['blocks']
+        numbers = {f'difference of {kind}': study[kind]['difference'] for kind in ('means', 'class_means')}
+        for block, spreads in blocks.items():
+            numbers.update({f'{column} of {block}': spreads[column] for column in SPREADS})
+            numbers[f'difference of {block}'] = study['held'][block]['difference']
+        for name, value in [*numbers.items(), ('epoch', study.get('epoch', 0))]:
+            if not is_number(value):
+                raise ValueError(f'{name} is {reprlib.repr(value)}')
+        if not blocks:
+            raise ValueError('no blocks')
+        return study
 
 
 def _change(values: Sequence[float]) -> Tuple[str, str]:
@@ -92,7 +126,7 @@ def markdown_lines(studied: Sequence[Studied]) -> List[str]:
     ]
     for entry in studied:
         for block in entry.blocks():
-            spreads = [f'{entry.spread(block, column):.4f}' for column in ('mean', 'std', 'class_std')]
+            spreads = [f'{entry.spread(block, column):.4f}' for column in SPREADS]
             cells = [entry.cell.name, f'`{block}`', *spreads, f'{statistics.mean(entry.held(block)):+.3f}']
             lines.append(f'| {" | ".join(cells)} |')
     return lines

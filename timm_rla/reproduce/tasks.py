@@ -10,6 +10,7 @@ from ..common.extras import import_extra
 from ..common.options import OptionParser
 from ..detection import fasterrcnn, options
 from ..train.options import train_parser
+from ..train.setup import create_schedule
 
 __all__ = ['DATASETS', 'Metric', 'TASKS', 'Task']
 
@@ -53,9 +54,20 @@ class Task:
         steps = self.scaled_steps(args, length / getattr(args, f'{self.unit}s'))
         return {name: value for name, value in steps.items() if value != getattr(args, name)}
 
+    def is_whole(self, row: Dict[str, float]) -> bool:
+        """True if a row of summary.csv has the training loss, and each metric with a value that can be."""
+        return 'train_loss' in row and all(
+            metric.column in row and 0 <= round(metric.value(row), 6) <= 100 for metric in self.metrics)
+
     def done(self, row: Dict[str, float]) -> int:
         """Epochs or iterations after which a row of summary.csv was written."""
         return int(row['epoch']) + 1 - self.first_row
+
+
+def _classifier_length(args: argparse.Namespace) -> int:
+    """As the run itself counts: timm adds cooldown, cycles and a warm-up that is a prefix to --epochs."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.)
+    return int(create_schedule(optimizer, args, args.eval_metric, updates_per_epoch=1)[1])
 
 
 def _classifier_steps(args: argparse.Namespace, ratio: float) -> Dict[str, Any]:
@@ -104,7 +116,7 @@ TASKS = {
         first_row=0,
         measure='top-1 error',
         metrics=(Metric('error', 'Top-1 error', 'eval_top1', -1, 100, lower_is_better=True),),
-        length=lambda args: args.epochs,
+        length=_classifier_length,
         scaled_steps=_classifier_steps,
         parameters=_classifier_parameters,
     ),

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from timm_rla.common.errors import UserError
-from timm_rla.detection.coco import describe_split, find_layout, read_split
+from timm_rla.detection.coco import describe_split, find_layout, read_split, training_boxes
 
 GOOD = dict(
     images=[dict(id=7, file_name='a.png', width=40, height=30), dict(id=3, file_name='b.png', width=30, height=40)],
@@ -36,8 +36,6 @@ def read(folder, content, **kwargs):
 
 
 def test_what_is_read(folder):
-    pytest.importorskip('lightning')
-    from timm_rla.detection.data import training_boxes
     split = read(folder, GOOD)
     assert split.names == ['cat', 'dog'] and split.category_ids == [4, 90]  # ids with a gap
     first, second = split.images
@@ -80,11 +78,23 @@ def changed(path, value):
     (changed(['annotations', 1, 'bbox'], [1, 2, 3]), r'box \[1, 2, 3\]'),
     (changed(['annotations', 1, 'bbox'], [1, 2, 3, 'a']), 'box'),
     (changed(['annotations', 1, 'bbox'], [1, 2, 3, float('nan')]), 'box'),
+    (changed(['annotations', 1, 'bbox'], [1, 2, -3, 4]), r'box \[1, 2, -3, 4\].*not below 0'),
+    (changed(['annotations', 1, 'bbox'], [1, 2, 10 ** 400, 4]), 'box'),
+    (changed(['images', 1, 'height'], 10 ** 400), 'height 1'),
+    (changed(['categories', 1, 'name'], 'dog'), "categories 90 and 4 have the same name 'dog'"),
     (dict(GOOD, annotations=[]), 'no object in any of its 2 images'),
+    (dict(GOOD, annotations=[dict(entry, iscrowd=1) for entry in GOOD['annotations']]), 'all 5 are crowds'),
+    (dict(GOOD, annotations=[dict(entry, bbox=[1, 2, 0, 4]) for entry in GOOD['annotations']]), 'without area'),
 ])
 def test_what_is_refused(folder, content, message):
     with pytest.raises(UserError, match=message):
         read(folder, content)
+
+
+def test_an_area_that_cannot_be_is_that_of_the_box(folder):
+    first, _ = read(folder, changed(['annotations', 0, 'area'], 10 ** 400)).images
+    width, height = GOOD['annotations'][0]['bbox'][2:]
+    assert first.area[0] == width * height
 
 
 def test_missing_images_are_left_out_if_asked(folder):

@@ -65,6 +65,10 @@ def weights(folder):
     return torch.load(folder / 'checkpoint-6.ckpt', weights_only=True)['state_dict']
 
 
+def iteration(checkpoint):
+    return torch.load(checkpoint, weights_only=True)['global_step']
+
+
 def killed_behind(last, monkeypatch, arguments):
     """A run that dies as soon as it has written the checkpoint of an iteration."""
     from timm_rla.detection.callbacks import Checkpoints
@@ -85,6 +89,7 @@ def assert_same_run(a, b):
     found, expected = weights(a), weights(b)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert (a / 'summary.csv').read_text() == (b / 'summary.csv').read_text()
+    assert iteration(a / 'best.ckpt') == iteration(b / 'best.ckpt')
 
 
 @pytest.mark.parametrize('last', [2, 4])
@@ -180,6 +185,62 @@ def test_asked_to_stop(data, run, tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path / 'cut').values(), weights(run).values()))
 
 
+def test_asked_to_stop_behind_an_evaluation(data, run, tmp_path, monkeypatch, capsys):
+    """Lightning looks for signals there before it calls a callback; it is the same to who asks."""
+    from timm_rla.detection.callbacks import Lines
+    monkeypatch.setattr(Lines, 'on_validation_end', lambda self, trainer, module: signal.raise_signal(signal.SIGTERM))
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']
+    assert cli.main(arguments) == 75
+    assert 'stopped after 4 iterations; --resume auto goes on' in capsys.readouterr().err
+    monkeypatch.undo()
+    assert cli.main([*arguments, '--resume', 'auto']) == 0
+    assert_same_run(tmp_path / 'cut', run)
+
+
+def test_what_has_been_left_is_gone(data, run, tmp_path, monkeypatch, caplog):
+    """Who goes back in a run does not come to its later iterations again, nor to the best of them."""
+    from timm_rla.detection.callbacks import Lines
+    folder = tmp_path / 'back'
+    shutil.copytree(run, folder)
+    shutil.copy(folder / 'checkpoint-6.ckpt', folder / 'best.ckpt')
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'back', '--seed', '7']
+    with monkeypatch.context() as patch:
+        patch.setattr(Lines, 'on_train_batch_end', lambda self, *_: signal.raise_signal(signal.SIGTERM))
+        assert cli.main([*arguments, '--resume', str(folder / 'checkpoint-4.ckpt')]) == 75
+    assert sorted(path.name for path in folder.glob('*.ckpt')) == [
+        'best.ckpt', 'checkpoint-4.ckpt', 'checkpoint-5.ckpt']
+    assert iteration(folder / 'best.ckpt') == 4  # the only evaluation that there has been
+    assert not (folder / 'metrics.json').exists()
+    assert cli.main([*arguments, '--resume', 'auto']) == 0
+    assert 'checkpoint-5.ckpt, after 5 iterations' in caplog.text
+    assert any(not torch.equal(a, b) for a, b in zip(weights(folder).values(), weights(run).values()))
+    rows = {int(row['epoch']): float(row['eval_map'])
+            for row in csv.DictReader((folder / 'summary.csv').read_text().splitlines())}
+    assert iteration(folder / 'best.ckpt') == max(rows, key=rows.get) and list(rows) == [4, 6]
+
+
+def test_going_on_from_the_best(tmp_path):
+    """What lies in the folder says what is the best so far, also if the run was killed before it was written."""
+    from timm_rla.detection.checkpoint import go_back
+
+    def write(name, step):
+        torch.save(dict(global_step=step, state_dict={}), tmp_path / f'{name}.ckpt')
+
+    for step in 2, 4, 6:
+        write(f'checkpoint-{step}', step)
+    for best, step, left, score in [(2, 6, 6, .5), (6, 6, 6, .5), (2, 4, 2, .3), (6, 4, 4, .2), (None, 4, 4, .2),
+                                    (None, 3, None, None)]:
+        (tmp_path / 'summary.csv').write_text('epoch,eval_map\n2,0.3\n4,0.2\n6,0.5\n')
+        (tmp_path / 'best.ckpt').unlink(missing_ok=True)
+        if best:
+            write('best', best)
+        write(f'checkpoint-{step}', step)
+        assert go_back(tmp_path, tmp_path / f'checkpoint-{step}.ckpt', step) == score
+        assert (iteration(tmp_path / 'best.ckpt') if left else None) == left
+    write('best', 8)
+    assert go_back(tmp_path, tmp_path / 'best.ckpt', 8) is None and iteration(tmp_path / 'checkpoint-8.ckpt') == 8
+
+
 def test_evaluation_of_a_run_is_that_of_pycocotools(data, run, tmp_path, capsys):
     coco = pytest.importorskip('pycocotools.coco')
     from pycocotools.cocoeval import COCOeval
@@ -201,12 +262,17 @@ def test_evaluation_of_a_run_is_that_of_pycocotools(data, run, tmp_path, capsys)
 def test_prediction(data, run, tmp_path, capsys):
     shutil.copy(data / 'images' / '1.png', tmp_path / 'a.png')
     (tmp_path / 'b.png').write_bytes(b'nothing')
-    assert cli.main(['detect', 'predict', str(tmp_path / 'a.png'), str(tmp_path / 'b.png'), '--device', 'cpu',
+    Image.new('RGB', (3000, 1)).save(tmp_path / 'thin.png')  # nothing is left of it in the size of the network
+    shutil.copy(data / 'images' / '1.png', tmp_path / f'{"x" * 251}.png')
+    images = ['b.png', 'thin.png', f'{"x" * 251}.png', 'a.png']
+    assert cli.main(['detect', 'predict', *(str(tmp_path / name) for name in images), '--device', 'cpu',
                      '--checkpoint', str(run / 'checkpoint-6.ckpt'), '--output', str(tmp_path / 'drawn'),
                      '--score-thresh', '0.05', '--json', str(tmp_path / 'found.json')]) == 2
-    assert 'cannot read image' in capsys.readouterr().err
-    with Image.open(tmp_path / 'drawn' / '0001-a.png') as drawn:
+    out, error = capsys.readouterr()
+    assert 'cannot read image' in error and 'thin.png: ' in error and 'not drawn' in error and 'in 2 images' in out
+    with Image.open(tmp_path / 'drawn' / '0004-a.png') as drawn:
         assert drawn.size == (96, 64)
+    assert len(list((tmp_path / 'drawn').iterdir())) == 1
     found = json.loads((tmp_path / 'found.json').read_text())
     assert {entry['category_id'] for entry in found} <= set(COLORS)
 
@@ -234,6 +300,29 @@ def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize('arguments, message', [
     (['detect', 'fly'], 'fly: no such action'),
+    *((['detect', 'eval', '--checkpoint', 'BEST', '--data-dir', 'DATA', '--device', device],
+       f'--device {device}: detectors run on cpu, on cuda') for device in ('mps', 'meta', 'foo', 'cpu:1', 'cuda:x')),
+    ([*TRAIN, '--data-dir', 'DATA', '--device', 'mps'], '--device mps: detectors run on cpu, on cuda'),
+    (['detect', 'export', 'a.pt', '--checkpoint', 'BEST', '--device', 'foo'], '--device foo: detectors run on cpu'),
+    ([*TRAIN, '--data-dir', 'DATA', '--opt', 'foo'], '--opt foo: no such optimizer'),
+    ([*TRAIN, '--data-dir', 'DATA', '--warmup-iterations', '2', '--warmup-factor', '2'], '--warmup-factor 2.0: '),
+    ([*TRAIN, '--data-dir', 'DATA', '--backbone-kwargs', 'layers=(1,1,1)'], '--backbone rla_resnet18: '),
+    ([*TRAIN, '--data-dir', 'DATA', '--backbone-kwargs', 'in_chans=1'], 'in_chans=1: must be 3'),
+    ([*TRAIN, '--data-dir', 'DATA', '--pretrained-path', 'nope'], '--pretrained-path nope: no such file'),
+    ([*TRAIN, '--data-dir', 'DATA', '--train-annotations', 'a', '--train-images', 'b', '--val-annotations', 'c',
+      '--val-images', 'd'], '--train-annotations and --val-annotations'),
+    (['detect', 'eval', '--checkpoint', 'BEST', '--data-dir', 'DATA', '--val-annotations', 'VAL', '--val-images',
+      'DATA'], 'one of the two, it or --val-annotations'),
+    (['detect', 'eval', '--checkpoint', 'BEST', '--data-dir', 'DATA', '--json', 'a', '--results', 'a'],
+     '--results a: that is the file of --json'),
+    (['detect', 'eval', '--checkpoint', 'BEST', '--data-dir', 'DATA', '--csv', 'VAL'],
+     'that is the file of --data-dir'),
+    (['detect', 'predict', 'VAL', '--checkpoint', 'BEST', '--json', 'VAL'], 'that is the file of IMAGE'),
+    (['detect', 'predict', 'VAL', '--checkpoint', 'BEST', '--json', 'BEST'], 'that is the file of --checkpoint'),
+    (['detect', 'export', 'a.pt', '--checkpoint', 'a.pt'], 'that is the file of --checkpoint'),
+    ([*TRAIN, '--data-dir', 'DATA', '--output', 'RUNS', '--experiment', 'whole', '--resume', 'no.ckpt'],
+     'holds a run'),
+    ([*TRAIN, '--data-dir', 'DATA', '--max-size', '1', '--min-size', '1'], 'the short one has none'),
     (['detect', 'eval', '--checkpoint', 'no.ckpt', '--data-dir', 'DATA'], '--checkpoint no.ckpt: no such file'),
     ([*TRAIN, '--data-dir', 'nowhere'], '--data-dir nowhere: no such folder'),
     ([*TRAIN, '--data-dir', 'DATA', '--backbone', 'resnet81'], "backbone 'resnet81': no such model"),
@@ -246,7 +335,8 @@ def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
 def test_bad_input(data, run, arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    known = {'DATA': str(data), 'RUNS': str(run.parent)}
+    known = {'DATA': str(data), 'RUNS': str(run.parent), 'BEST': str(run / 'best.ckpt'),
+             'VAL': str(data / 'annotations' / 'val.json')}
     assert cli.main([known.get(argument, argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and 'Traceback' not in error

@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -18,7 +19,7 @@ from ..common.progress import show_rate
 from ..common.stopping import Stopped, StopRequest
 from .checkpoint import checkpoints
 
-__all__ = ['CheckpointFiles', 'Checkpoints', 'Lines']
+__all__ = ['Best', 'CheckpointFiles', 'Checkpoints', 'Lines']
 
 _logger = logging.getLogger(__name__)
 
@@ -90,6 +91,32 @@ class Checkpoints(pl.Callback):
 
     def _asked(self, trainer: pl.Trainer) -> bool:
         return self.stop.agreed(Placement(trainer.strategy.root_device, distributed=trainer.world_size > 1))
+
+
+class Best(ModelCheckpoint):
+    """best.ckpt, of the evaluation with the highest mAP.
+
+    A run that goes on asks the folder what is the best so far, not the checkpoint: that was written before its own
+    evaluation counted here, and what it knows of may be gone.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, 'best', monitor='map', mode='max', auto_insert_metric_name=False,
+                         enable_version_counter=False)
+        self.found: Optional[float] = None  # mAP of the file as the run begins, None without one; of the first process
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = trainer.strategy.broadcast(self.found)
+        if found is not None:
+            self.best_model_path = self.kth_best_model_path = self.format_checkpoint_name({})
+            self.best_model_score = self.kth_value = torch.tensor(found)
+            self.best_k_models = {self.best_model_path: self.best_model_score}
 
 
 class Lines(pl.Callback):

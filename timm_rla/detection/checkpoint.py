@@ -1,5 +1,6 @@
 """Detectors from checkpoints of `timm-rla detect train`."""
 import reprlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -9,11 +10,13 @@ from torchvision.models.detection import FasterRCNN
 
 from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.errors import UserError, one_line
+from ..common.files import replacing
 from ..common.networks import network_class
+from ..common.summary import read_summary, trim_summary
 from ..common.trained import architecture_arguments, check_sizes, every, is_count, is_number, is_text
 from .faster_rcnn import NECKS, fasterrcnn
 
-__all__ = ['TrainedDetector', 'checkpoints', 'describe', 'find_last', 'load_detector']
+__all__ = ['TrainedDetector', 'checkpoints', 'describe', 'find_last', 'go_back', 'iterations', 'load_detector']
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,66 @@ def describe(checkpoint: Dict[str, Any], source: str) -> Dict[str, Any]:
 
 def checkpoints(folder: Path) -> List[Path]:
     """Checkpoints of a run, the newest first."""
-    def iterations(path: Path) -> int:
-        digits = path.stem.rpartition('-')[2]
-        return int(digits) if digits.isdecimal() else -1
+    return sorted(folder.glob('checkpoint-*.ckpt'), key=_number, reverse=True)
 
-    return sorted(folder.glob('checkpoint-*.ckpt'), key=iterations, reverse=True)
+
+def _number(path: Path) -> int:
+    """Iterations in the name of a checkpoint."""
+    digits = path.stem.rpartition('-')[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def iterations(checkpoint: Dict[str, Any], source: str) -> int:
+    """Iterations that a run had behind it when it wrote a checkpoint.
+
+    Raises:
+        UserError: It does not say.
+    """
+    step = checkpoint.get('global_step')
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise UserError(f'{source}: damaged, its iteration is {reprlib.repr(step)}')
+    return step
+
+
+def go_back(folder: Path, checkpoint: Path, step: int) -> Optional[float]:
+    """Bring the folder of a run into the state right behind one of its checkpoints; the mAP of best.ckpt, if it stays.
+
+    What is of later iterations goes, so that --resume auto never goes on with what has been left. best.ckpt is then
+    the best of what there still is.
+
+    Args:
+        folder: Folder of the run.
+        checkpoint: In this folder.
+        step: Its iteration.
+    """
+    last, best = folder / f'checkpoint-{step}.ckpt', folder / 'best.ckpt'
+    if not last.exists():  # it has another name, which --resume auto would not find
+        _copy(checkpoint, last)
+    for path in checkpoints(folder):
+        if _number(path) > step and path.resolve() != checkpoint.resolve():
+            path.unlink()
+    if any(row['epoch'] > step for row in read_summary(folder)):
+        (folder / 'metrics.json').unlink(missing_ok=True)
+    trim_summary(folder, step + 1)  # the evaluation of that step came before its checkpoint
+    scores = {int(row['epoch']): row['eval_map'] for row in read_summary(folder) if 'eval_map' in row}
+    step_of_best = -1
+    if best.is_file():
+        try:
+            step_of_best = iterations(read_checkpoint(str(best), '--resume'), '--resume')
+        except UserError:  # damaged
+            step_of_best = step + 1
+    if step_of_best > step:
+        best.unlink()
+        step_of_best = -1
+    if step in scores and (step_of_best == -1 or scores[step] > scores.get(step_of_best, -1)):
+        _copy(checkpoint, best)
+        step_of_best = step
+    return scores.get(step_of_best)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def find_last(folder: Path) -> Tuple[Optional[Path], Dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Annotations in the format of COCO, read as what they are or refused: images, boxes and categories of a split."""
 import json
 import logging
-import math
 import reprlib
 from collections import Counter
 from dataclasses import dataclass
@@ -9,11 +8,16 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from ..common.errors import UserError, blame
 
-__all__ = ['CocoSplit', 'ImageEntry', 'LAYOUTS', 'Layout', 'describe_split', 'find_layout', 'read_folder', 'read_split']
+__all__ = [
+    'CocoSplit', 'ImageEntry', 'LAYOUTS', 'Layout', 'describe_split', 'find_layout', 'read_folder', 'read_split',
+    'training_boxes',
+]
 
+LARGEST = 1e9  # pixels; of what is larger, float32 would not even know the sides
 _logger = logging.getLogger(__name__)
 
 
@@ -99,8 +103,8 @@ def read_split(annotations: Path, images: Path, option: str, skip_missing: bool 
         skip_missing: Leave out images that are not there, and say how many.
 
     Raises:
-        UserError: Not such a file, no folder of images, an image that is not there, an id that occurs twice, or no
-            object at all.
+        UserError: Not such a file, no folder of images, an image that is not there, an id or a category that occurs
+            twice, or no object that can be learned or found.
     """
     source = f'{option} {annotations}'
     if not images.is_dir():
@@ -123,7 +127,20 @@ def read_split(annotations: Path, images: Path, option: str, skip_missing: bool 
         entries = [entry for entry in entries if entry.path not in left_out]
     if not any(len(entry.labels) for entry in entries):
         raise UserError(f'{source}: no object in any of its {len(entries)} images')
+    if not any(len(training_boxes(entry)[1]) for entry in entries):
+        raise UserError(f'{source}: no object that can be learned or found: all '
+                        f'{sum(len(entry.labels) for entry in entries)} are crowds, or without area inside the image')
     return CocoSplit(entries, names, category_ids)
+
+
+def training_boxes(entry: ImageEntry) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What is learned of an image: boxes [K, 4] as (x1, y1, x2, y2), the part in the image, and labels [K].
+
+    Crowds and boxes without area are left out.
+    """
+    boxes = clip_boxes_to_image(box_convert(entry.boxes, 'xywh', 'xyxy'), (entry.height, entry.width)).float()
+    keep = ~entry.crowd & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return boxes[keep], entry.labels[keep]
 
 
 def _check_lists(content: Any, source: str) -> None:
@@ -137,8 +154,8 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high  # never for nan
 
 
 def _unique_ids(entries: List[Dict[str, Any]], kind: str, source: str) -> List[int]:
@@ -160,6 +177,10 @@ def _categories(categories: List[Dict[str, Any]], source: str) -> Tuple[List[int
             raise UserError(f'{source}: category {category} has the name {reprlib.repr(name)}, which must be a text')
     if not ids:
         raise UserError(f'{source}: no categories')
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:  # results by name would be of one of them
+        numbers = ' and '.join(str(number) for number, other in zip(ids, names) if other == name)
+        raise UserError(f'{source}: categories {numbers} have the same name {reprlib.repr(name)}')
     order = sorted(zip(ids, names))
     return [category for category, _ in order], [name for _, name in order]
 
@@ -182,13 +203,13 @@ def _by_image(
             raise UserError(f'{what} is of category {reprlib.repr(category)}; there are '
                             f'{reprlib.repr(sorted(labels))}')
         if not isinstance(box, list) or len(box) != 4 or not all(
-                isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-                for value in box):
-            raise UserError(f'{what} has the box {reprlib.repr(box)}, which must be x, y, width, height')
+                _is_number(value, low, LARGEST) for value, low in zip(box, (-LARGEST, -LARGEST, 0, 0))):
+            raise UserError(f'{what} has the box {reprlib.repr(box)}, which must be x, y, width, height, '
+                            'the last two not below 0')
         area = annotation.get('area')
         found[image].append((
             [float(value) for value in box], labels[category], bool(annotation.get('iscrowd', 0)),
-            float(area) if _is_positive(area) else float(box[2] * box[3])))
+            float(area) if _is_number(area, 0, LARGEST ** 2) and area else float(box[2] * box[3])))
     return found
 
 
@@ -202,7 +223,7 @@ def _entry(
     if not isinstance(image.get('file_name'), str) or not image['file_name']:
         raise UserError(f'{what} has the file name {reprlib.repr(image.get("file_name"))}')
     for key in ('width', 'height'):
-        if not _is_id(image.get(key)) or image[key] < 1:
+        if not _is_id(image.get(key)) or not 1 <= image[key] <= LARGEST:
             raise UserError(f'{what} has {key} {reprlib.repr(image.get(key))}, which must be a number of pixels')
     boxes, labels, crowd, area = zip(*objects) if objects else ([], [], [], [])
     return ImageEntry(

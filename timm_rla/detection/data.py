@@ -7,14 +7,13 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import tv_tensors
-from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms import v2
 
 from ..common.errors import UserError
 from ..common.images import read_image
-from .coco import CocoSplit, ImageEntry
+from .coco import CocoSplit, ImageEntry, training_boxes
 
-__all__ = ['Batches', 'DetectionData', 'EvaluationImages', 'TrainingImages', 'read_pixels', 'training_boxes']
+__all__ = ['Batches', 'DetectionData', 'EvaluationImages', 'TrainingImages', 'read_pixels']
 
 _logger = logging.getLogger(__name__)
 Sample = Tuple[torch.Tensor, Dict[str, Any]]
@@ -47,16 +46,6 @@ def _read_or_skip(entry: ImageEntry, skip: bool, instead: str) -> Optional[torch
             raise UserError(f'{e}; --skip-unreadable goes on without it') from e
         _logger.warning(f'{e}; {instead}')
         return None
-
-
-def training_boxes(entry: ImageEntry) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What is learned of an image: boxes [K, 4] as (x1, y1, x2, y2), the part in the image, and labels [K].
-
-    Crowds and boxes without area are left out.
-    """
-    boxes = clip_boxes_to_image(box_convert(entry.boxes, 'xywh', 'xyxy'), (entry.height, entry.width)).float()
-    keep = ~entry.crowd & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return boxes[keep], entry.labels[keep]
 
 
 class TrainingImages(Dataset):

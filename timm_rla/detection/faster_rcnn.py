@@ -84,10 +84,13 @@ def fasterrcnn(
     if not 0 <= trainable_layers <= 5:
         raise ValueError(f'trainable_layers {trainable_layers}: must be from 0 to 5')
     kind = NECKS[neck]
+    if (backbone_kwargs or {}).get('in_chans', 3) != 3:
+        raise ValueError(f'backbone_kwargs in_chans={backbone_kwargs["in_chans"]}: must be 3, images are in colour')
     try:
         network = create_network(backbone, pretrained, **kind.network, **(backbone_kwargs or {}))
-    except (AssertionError, TypeError) as e:  # an argument that this network does not take
-        raise ValueError(f'backbone {backbone!r} with neck {neck!r}: {e}') from e
+    except (AssertionError, AttributeError, TypeError) as e:  # an argument that this network does not take
+        given = ''.join(f' {key}={value}' for key, value in (backbone_kwargs or {}).items())
+        raise ValueError(f'backbone {backbone!r} with neck {neck!r}{given}: {e}') from e
     stages = _stages(network)
     strides = tuple(stage['reduction'] for stage in stages)
     if strides != kind.strides or not isinstance(network, kind.type):

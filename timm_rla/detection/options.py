@@ -1,18 +1,23 @@
 """Options of `timm-rla detect`, and what they say."""
 import argparse
+import re
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import torch
 from timm.utils import ParseKwargs
 
-from ..common.device import default_device, default_workers
+from ..common.device import check_device, default_device, default_workers
 from ..common.errors import UserError
 from ..common.options import OptionParser
 from .coco import LAYOUTS, CocoSplit, find_layout, read_split
 from .faster_rcnn import NECKS
 from .schedule import Schedule
 
-__all__ = ['add_checkpoint_options', 'add_data_options', 'detector_arguments', 'read_data', 'schedule', 'train_parser']
+__all__ = [
+    'add_checkpoint_options', 'add_data_options', 'check_outputs', 'detector_arguments', 'device', 'find_data',
+    'read_data', 'schedule', 'train_parser',
+]
 
 PROPOSALS = {  # arguments of torchvision's Faster R-CNN: default, what --help says
     'rpn_pre_nms_top_n_train': (2000, 'boxes of a level before non-maximum suppression, in training'),
@@ -26,6 +31,20 @@ PROPOSALS = {  # arguments of torchvision's Faster R-CNN: default, what --help s
     'box_nms_thresh': (0.5, 'overlap from which the lower of two detections is dropped'),
     'box_detections_per_img': (100, 'detections of an image'),
 }
+
+
+def device(name: str) -> str:
+    """Type of --device. Lightning is told of a CPU or of GPUs of CUDA alone, and would take a CPU for all others.
+
+    Raises:
+        UserError: Another one, or a GPU that is not there.
+    """
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
+        raise UserError(f'--device {name}: detectors run on cpu, on cuda, or on cuda:N, the GPU of that number')
+    check_device(name)
+    if (torch.device(name).index or 0) >= max(1, torch.cuda.device_count()):
+        raise UserError(f'--device {name}: PyTorch finds GPUs up to cuda:{torch.cuda.device_count() - 1}')
+    return name
 
 
 def add_data_options(add: Callable[..., Any], splits: Tuple[str, ...]) -> None:
@@ -43,7 +62,7 @@ def add_data_options(add: Callable[..., Any], splits: Tuple[str, ...]) -> None:
 def add_checkpoint_options(add: Callable[..., Any]) -> None:
     """Options that name a trained detector; `add` is a parser's `add_argument`."""
     add('--checkpoint', metavar='FILE', required=True, help='checkpoint of timm-rla detect train')
-    add('--device', default=default_device(), help='device to use')
+    add('--device', type=device, default=default_device(), help='device to use: cpu, cuda or cuda:N')
 
 
 def _add_detector(add: Callable[..., Any]) -> None:
@@ -95,7 +114,7 @@ def _add_run(add: Callable[..., Any]) -> None:
     add('--eval-interval', type=int, default=5_000, metavar='N', help='iterations between evaluations')
     add('--checkpoint-interval', type=int, default=1_000, metavar='N', help='iterations between checkpoints')
     add('--log-interval', type=int, default=50, metavar='N', help='iterations between log lines')
-    add('--device', default=default_device(), help='device to use')
+    add('--device', type=device, default=default_device(), help='device to use: cpu, cuda or cuda:N')
     add('--amp', action='store_true', help='mixed precision')
     add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='lower precision of --amp')
     add('--output', default='output/detect', metavar='DIR', help='folder of all runs')
@@ -118,13 +137,19 @@ def train_parser() -> OptionParser:
 
 # What they say -----------------------------------------------------------------------------------------------------
 
-def read_data(args: argparse.Namespace, split: str) -> CocoSplit:
-    """A split, 'train' or 'val', that `add_data_options` tell.
+def find_data(args: argparse.Namespace, split: str) -> Tuple[Path, Path, str]:
+    """File of annotations and folder of images of a split, 'train' or 'val', and the option that named them.
 
     Raises:
-        UserError: It is not named, or not there, or not in the format of COCO.
+        UserError: `add_data_options` tell neither, or both ways.
     """
-    annotations, images = (getattr(args, f'{split}_{part}', None) for part in ('annotations', 'images'))
+    named = {name: [getattr(args, f'{name}_{part}') for part in ('annotations', 'images')]
+             for name in ('train', 'val') if hasattr(args, f'{name}_annotations')}
+    for option in ('data_dir', 'dataset'):
+        if getattr(args, option) and all(None not in parts for parts in named.values()):
+            raise UserError(f'--{option.replace("_", "-")} {getattr(args, option)}: one of the two, it or '
+                            f'{" and ".join(f"--{name}-annotations" for name in named)} with the images')
+    annotations, images = named[split]
     option = f'--{split}-annotations'
     if annotations is None or images is None:
         if (annotations, images) != (None, None):
@@ -134,7 +159,34 @@ def read_data(args: argparse.Namespace, split: str) -> CocoSplit:
         layout = LAYOUTS[args.dataset or find_layout(Path(args.data_dir))]
         annotations, images = layout.paths(Path(args.data_dir), getattr(layout, split))
         option = '--data-dir'
-    return read_split(Path(annotations), Path(images), option, args.skip_missing)
+    return Path(annotations), Path(images), option
+
+
+def read_data(args: argparse.Namespace, split: str) -> CocoSplit:
+    """A split, 'train' or 'val', that `add_data_options` tell.
+
+    Raises:
+        UserError: It is not named, or not there, or not in the format of COCO.
+    """
+    return read_split(*find_data(args, split), args.skip_missing)
+
+
+def check_outputs(outputs: List[Tuple[str, Optional[str]]], inputs: List[Tuple[str, Any]]) -> None:
+    """Complain of an output that would take the place of what is read, or of another output.
+
+    Args:
+        outputs: Options and their files, None for those that are not given.
+        inputs: Options and their files.
+
+    Raises:
+        UserError: There is one.
+    """
+    taken = {Path(path).resolve(): option for option, path in inputs}
+    for option, path in outputs:
+        if path:
+            other = taken.setdefault(Path(path).resolve(), option)
+            if other != option:
+                raise UserError(f'{option} {path}: that is the file of {other}, which it would write over')
 
 
 def detector_arguments(args: argparse.Namespace) -> Dict[str, Any]:

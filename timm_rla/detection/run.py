@@ -11,21 +11,22 @@ from typing import Any, Dict, List, Optional, Tuple
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torchvision.models.detection import FasterRCNN
 
 from ..common.checkpoint import read_checkpoint
-from ..common.device import check_device, mixed_precision
+from ..common.device import mixed_precision
 from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.lock import exclusive
-from ..common.stopping import StopRequest
-from ..common.summary import trim_summary
-from .callbacks import CheckpointFiles, Checkpoints, Lines
-from .checkpoint import TrainedDetector, describe, find_last
-from .coco import CocoSplit, describe_split
-from .data import DetectionData, training_boxes
+from ..common.stopping import Stopped, StopRequest
+from ..common.summary import SUMMARY
+from .callbacks import Best, CheckpointFiles, Checkpoints, Lines
+from .checkpoint import TrainedDetector, describe, find_last, go_back, iterations
+from .coco import CocoSplit, describe_split, training_boxes
+from .data import DetectionData
 from .faster_rcnn import fasterrcnn
 from .module import Detection
 from .options import detector_arguments, read_data, schedule
@@ -43,12 +44,11 @@ def _processes() -> int:
 
 def _trainer(device: str, **kwargs: Any) -> pl.Trainer:
     """A trainer on a device, with all the processes of torchrun."""
-    check_device(device)
     for name in ('lightning.pytorch', 'lightning.fabric'):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
             'Checkpoint directory .* exists', r'.isinstance\(treespec, LeafSpec\)', '.*does not have many workers',
-            '.*resuming from a checkpoint that ended before the epoch'):
+            '.*resuming from a checkpoint that ended before the epoch', '.*callbacks used to create the checkpoint'):
         warnings.filterwarnings('ignore', message)
     local = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     index = torch.device(device).index
@@ -82,14 +82,20 @@ def train(args: argparse.Namespace) -> Path:
         raise UserError('categories of the two splits differ: ' + ' and '.join(
             ', '.join(f'{number} {name}' for number, name in zip(split.category_ids, split.names))
             for split in splits.values()))
-    check_device(args.device)
     torch.manual_seed(args.seed)
-    with blame(f'--backbone {args.backbone}', ValueError, RuntimeError, OSError, LookupError):
+    subject = f'--backbone {args.backbone}'
+    if args.pretrained_path:
+        read_checkpoint(args.pretrained_path, '--pretrained-path')
+        subject += f' --pretrained-path {args.pretrained_path}'
+    with blame(subject, ValueError, RuntimeError, OSError, LookupError):
         detector = fasterrcnn(
             num_classes=len(splits['train'].names) + 1, pretrained=args.pretrained_path or args.pretrained,
             trainable_layers=args.trainable_layers, **detector_arguments(args))
+    for split in splits.values():
+        _check_images(split, detector)
     batch_size = args.batch_size * args.accumulate * _processes()
     plan = schedule(args, batch_size)
+    plan.optimizer(detector)  # complains now, before there is a folder
     folder = Path(args.output) / (args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{args.backbone}-{args.neck}')
     module = Detection(detector, splits['train'], plan, args.seed, folder)
     data = DetectionData(
@@ -102,6 +108,16 @@ def train(args: argparse.Namespace) -> Path:
     with exclusive(folder, lambda holder: f'--experiment {folder}: another run writes here ({holder})'):
         _fit(args, module, data, folder)
     return folder
+
+
+def _check_images(split: CocoSplit, detector: FasterRCNN) -> None:
+    """Complain of an image so thin that nothing is left of it in the size that the detector takes."""
+    largest = detector.transform.max_size
+    for entry in split.images:
+        short, long = sorted((entry.width, entry.height))
+        if largest * short < long:
+            raise UserError(f'{entry.path}: {entry.width} x {entry.height} pixels; with a long side of {largest}, as '
+                            '--max-size has it, the short one has none')
 
 
 def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN) -> None:
@@ -123,15 +139,16 @@ def _checkpoint(resume: str, folder: Path, description: Dict[str, Any]) -> Tuple
         description: What the detector is; the checkpoint must be of one like it.
 
     Raises:
-        UserError: It cannot be read or is of another detector, or the folder holds a run and nothing says to go on.
+        UserError: It cannot be read or is of another detector, or the folder holds a run, and it is not one of its
+            checkpoints.
     """
-    if not resume:
-        if any(folder.glob('*.ckpt')):
-            raise UserError(f'--experiment {folder}: holds a run; --resume auto goes on with it')
-        return None, 0
     if resume == 'auto':
         path, checkpoint = find_last(folder)
     else:
+        if (any(folder.glob('*.ckpt')) or (folder / SUMMARY).exists()) and not (resume and _holds(folder, resume)):
+            raise UserError(f'--experiment {folder}: holds a run; --resume auto goes on with it')
+        if not resume:
+            return None, 0
         path, checkpoint = Path(resume), read_checkpoint(resume, '--resume')
     if path is None:
         if any(folder.glob('*.ckpt')):
@@ -141,15 +158,18 @@ def _checkpoint(resume: str, folder: Path, description: Dict[str, Any]) -> Tuple
     for key, value in description.items():
         if found.get(key) != value:
             raise UserError(f'--resume {path}: of a detector with {key} {found.get(key)!r}, not {value!r}')
-    return path, checkpoint['global_step']
+    return path, iterations(checkpoint, f'--resume {path}')
+
+
+def _holds(folder: Path, checkpoint: str) -> bool:
+    return Path(checkpoint).parent.resolve() == folder.resolve()
 
 
 def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path) -> None:
     checkpoint, step = _checkpoint(args.resume, folder, module.description)
     plan = module.schedule
     eval_interval = min(args.eval_interval, plan.iterations)
-    best = ModelCheckpoint(folder, 'best', monitor='map', mode='max', auto_insert_metric_name=False,
-                           enable_version_counter=False)
+    best = Best(folder)
     with StopRequest() as stop:
         average = [EMAWeightAveraging(decay=args.model_ema_decay)] * args.model_ema
         callbacks: List[pl.Callback] = [
@@ -174,8 +194,11 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
             default_root_dir=folder,
         )
         if trainer.is_global_zero:
-            _open(folder, vars(args), checkpoint, step)
-        trainer.fit(module, data, ckpt_path=checkpoint)
+            best.found = _open(folder, vars(args), checkpoint, step)
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint)
+        except SIGTERMException as e:  # Lightning's, where it looks before `Checkpoints`: right behind an evaluation
+            raise Stopped(f'stopped after {trainer.global_step} iterations; --resume auto goes on') from e
         if trainer.global_step % eval_interval:
             trainer.validate(module, data, verbose=False)
             if best.best_model_score is None or module.numbers['map'] > best.best_model_score:
@@ -192,15 +215,17 @@ def _loggers(folder: Path, tensorboard: bool) -> List[Any]:
     return loggers
 
 
-def _open(folder: Path, options: Dict[str, Any], checkpoint: Optional[Path], step: int) -> None:
-    """Begin to write, or bring a run into the state of its checkpoint."""
+def _open(folder: Path, options: Dict[str, Any], checkpoint: Optional[Path], step: int) -> Optional[float]:
+    """Begin to write, or bring a run into the state of its checkpoint; the mAP of best.ckpt if there is one."""
     with blame(str(folder), OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / 'args.yaml') as temporary:
             temporary.write_text(yaml.safe_dump(options))
-    if checkpoint is not None:
-        trim_summary(folder, step + 1)  # the evaluation of that step came before its checkpoint
-        _logger.info(f'Going on from {checkpoint}, after {step} iterations')
+    if checkpoint is None:
+        return None
+    _logger.info(f'Going on from {checkpoint}, after {step} iterations')
+    with blame(str(folder), OSError):
+        return go_back(folder, checkpoint, step) if _holds(folder, str(checkpoint)) else None
 
 
 def evaluate(
@@ -223,8 +248,9 @@ def evaluate(
         Module with `numbers` and, of this process, `results`.
 
     Raises:
-        UserError: An image cannot be read.
+        UserError: An image cannot be read, or not be resized.
     """
+    _check_images(split, detector.model)
     module = Detection(detector.model, split)
     module.keep_results = True
     data = DetectionData(None, split, workers=workers, skip_unreadable=skip_unreadable)

@@ -3,8 +3,10 @@ from dataclasses import asdict, dataclass
 from typing import List, Sequence, Tuple
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
+
+from ..common.errors import UserError, blame, closest
 
 __all__ = ['Schedule']
 
@@ -51,11 +53,20 @@ class Schedule:
         return ', '.join(parts)
 
     def optimizer(self, model: torch.nn.Module) -> Tuple[torch.optim.Optimizer, LRScheduler]:
-        """Optimizer of what is trained, all of it with weight decay, and its schedule."""
-        optimizer = create_optimizer_v2(
-            [p for p in model.parameters() if p.requires_grad], self.opt, lr=self.lr, weight_decay=self.weight_decay,
-            momentum=self.momentum)
+        """Optimizer of what is trained, all of it with weight decay, and its schedule.
+
+        Raises:
+            UserError: No such optimizer, or values that it or the schedule rejects.
+        """
+        if self.opt.lower().removeprefix('lookahead_') not in list_optimizers():
+            raise UserError(f'--opt {self.opt}: no such optimizer (timm.optim.list_optimizers() lists them); '
+                            f'{closest(self.opt, list_optimizers())}')
+        with blame(f'--opt {self.opt}', AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
+            optimizer = create_optimizer_v2(
+                [p for p in model.parameters() if p.requires_grad], self.opt, lr=self.lr,
+                weight_decay=self.weight_decay, momentum=self.momentum)
         schedules: List[LRScheduler] = [MultiStepLR(optimizer, list(self.milestones), self.gamma)]
         if self.warmup_iterations:
-            schedules.append(LinearLR(optimizer, self.warmup_factor, total_iters=self.warmup_iterations))
+            with blame(f'--warmup-factor {self.warmup_factor}', ValueError):
+                schedules.append(LinearLR(optimizer, self.warmup_factor, total_iters=self.warmup_iterations))
         return optimizer, ChainedScheduler(schedules)

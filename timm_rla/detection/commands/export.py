@@ -10,7 +10,7 @@ from ...common.errors import UserError, blame
 from ...common.files import check_writable, replacing
 from ...common.options import OptionParser
 from ..checkpoint import load_detector
-from ..options import add_checkpoint_options
+from ..options import add_checkpoint_options, check_outputs
 
 __all__ = ['main']
 
@@ -23,6 +23,7 @@ def export_parser() -> OptionParser:
     add = parser.add_argument
     add('file', metavar='FILE', help='file to write, .pt or .onnx')
     add_checkpoint_options(add)
+    parser.set_defaults(device='cpu')
     add('--input-size', nargs=2, type=int, default=[480, 640], metavar='N', help='height and width, of ONNX')
     return parser
 
@@ -35,6 +36,9 @@ def main(argv: List[str]) -> None:
         raise UserError(f'{path}: its ending must be .pt or .onnx')
     if path.suffix == '.onnx' and importlib.util.find_spec('onnx') is None:
         raise UserError(f'{path}: the package onnx is missing; pip install onnx')
+    if args.device != 'cpu':
+        raise UserError(f'--device {args.device}: the file is made on the cpu, and runs where it is loaded to')
+    check_outputs([('FILE', args.file)], [('--checkpoint', args.checkpoint)])
     check_writable(path, 'FILE')
     model = load_detector(args.checkpoint).model
     with blame(str(path), OSError, RuntimeError), replacing(path) as temporary, warnings.catch_warnings():

@@ -7,7 +7,6 @@ import torch
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
-from ...common.device import check_device
 from ...common.errors import UserError, blame
 from ...common.files import check_writable, replacing
 from ...common.images import find_images
@@ -16,7 +15,7 @@ from ...common.progress import Progress
 from ..checkpoint import TrainedDetector, load_detector
 from ..data import read_pixels
 from ..evaluation import coco_results
-from ..options import add_checkpoint_options
+from ..options import add_checkpoint_options, check_outputs
 
 __all__ = ['main']
 
@@ -42,32 +41,34 @@ def main(argv: List[str]) -> None:
     paths, problems = find_images(args.images, recursive=True)
     if not paths:
         raise UserError('; '.join(problems))
-    check_device(args.device)
     output = Path(args.output)
+    check_outputs([('--json', args.json)], [('--checkpoint', args.checkpoint), *(('IMAGE', path) for path in paths)])
     check_writable(output / 'image.png', '--output')
     if args.json:
         check_writable(Path(args.json), '--json')
     detector = load_detector(args.checkpoint, device=args.device)
     results: List[Dict[str, Any]] = []
+    done = 0  # images
     with torch.inference_mode(), Progress('Predict', len(paths), args.log_freq) as progress:
         for number, path in enumerate(paths, start=1):
             try:
                 pixels = read_pixels(path)
+                with blame(str(path), RuntimeError, ValueError):  # such as one that is too thin for the network
+                    found = {key: value.cpu() for key, value in detector.model([pixels.to(args.device)])[0].items()}
+                done += 1
+                results += [dict(entry, file_name=str(path))
+                            for entry in coco_results([found], [number], detector.category_ids)]
+                with blame(f'{path}: not drawn', OSError, ValueError):
+                    drawn = draw(pixels, found, detector, args.score_thresh)
+                    with replacing(output / f'{number:04}-{path.stem}.png') as temporary:
+                        to_pil_image(drawn).save(temporary, format='PNG')
             except UserError as e:
                 problems.append(str(e))  # said at the end, when all other images are done
-                continue
-            found = {key: value.cpu() for key, value in detector.model([pixels.to(args.device)])[0].items()}
-            results += [dict(entry, file_name=str(path))
-                        for entry in coco_results([found], [number], detector.category_ids)]
-            with blame(f'--output {output}', OSError):
-                drawn = draw(pixels, found, detector, args.score_thresh)
-                with replacing(output / f'{number:04}-{path.stem}.png') as temporary:
-                    to_pil_image(drawn).save(temporary, format='PNG')
             progress.update(1)
     if args.json:
         with blame(f'--json {args.json}', OSError), replacing(Path(args.json)) as temporary:
             temporary.write_text(json.dumps(results))
-    print(f'{len(results)} detections in {len(paths)} images; those from {args.score_thresh:g} on drawn in {output}')
+    print(f'{len(results)} detections in {done} images; those from {args.score_thresh:g} on drawn in {output}')
     if problems:
         raise UserError('; '.join(problems))
 

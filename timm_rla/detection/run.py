@@ -87,7 +87,7 @@ def train(args: argparse.Namespace) -> Path:
     if args.pretrained_path:
         read_checkpoint(args.pretrained_path, '--pretrained-path')
         subject += f' --pretrained-path {args.pretrained_path}'
-    with blame(subject, ValueError, RuntimeError, OSError, LookupError):
+    with blame(subject, AssertionError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError):
         detector = fasterrcnn(
             num_classes=len(splits['train'].names) + 1, pretrained=args.pretrained_path or args.pretrained,
             trainable_layers=args.trainable_layers, **detector_arguments(args))

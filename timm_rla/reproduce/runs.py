@@ -52,10 +52,10 @@ class Results:
         self.options = list(options)
         self.length = length
         self.settings = {'table': table.name, f'{table.task.unit}s': length, 'options': self.options}
-        first = {cell.dataset: Run(cell, 0) for cell in table.cells}
-        self.ends = {  # epochs or iterations of the runs on each data set, as their options come to
-            dataset: table.task.length(parse(table.task.parser(), train_options(table.task, run, length, options)))
-            for dataset, run in first.items()
+        task = table.task
+        self.ends = {  # epochs or iterations of the runs of each cell, as their options come to
+            cell: task.length(parse(task.parser(), train_options(task, Run(cell, 0), length, options)))
+            for cell in table.cells
         }
         self.recorded = self._check_folder()
 
@@ -106,7 +106,7 @@ class Results:
     def is_finished(self, run: Run) -> bool:
         """True if the summary of a run goes to its end."""
         rows = read_summary(self.path / run.name)
-        return bool(rows) and self.table.task.done(rows[-1]) >= self.ends[run.cell.dataset]
+        return bool(rows) and self.table.task.done(rows[-1]) >= self.ends[run.cell]
 
     def missing(self, runs: Sequence[Run]) -> List[Run]:
         """Runs that are not finished."""

@@ -228,3 +228,17 @@ def test_missing_extra_says_what_to_install(fails, monkeypatch, command):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     line = fails(command, *['a.png'][:command == 'gradcam'], '--model', 'rla_resnet20_cifar', *CPU)
     assert "pip install 'timm_rla[analysis]'" in line
+
+
+@pytest.mark.parametrize('command, words', [
+    (['gradcam', 'a-1.png', '--output', 'a-1.png'], 'is what the command reads'),
+    (['gradcam', 'b.png', 'a-1.png', '--output', 'a.png'], 'a-1.png: is what the command reads'),
+    (['attention', '--output', 'summary.png'], 'summary.csv: is there, of a training run'),
+], ids=lambda value: value[0] if isinstance(value, list) else '')
+def test_other_files_stay(fails, trained, image_folder, tmp_path, command, words):
+    for name in ('a-1.png', 'b.png'):
+        Image.new('RGB', (8, 8)).save(tmp_path / name)
+    (tmp_path / 'summary.csv').write_text('kept')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert words in fails(*command, '--checkpoint', trained[0], '--data-dir', image_folder, *CPU)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

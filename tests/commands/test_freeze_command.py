@@ -20,10 +20,10 @@ def run(image_folder, tmp_path_factory):
 
 
 def test_checkpoint_is_one_of_timm(run, image_folder, tmp_path, capsys):
-    output = tmp_path / 'plain.pth.tar'
+    output = tmp_path / 'new' / 'plain.pth.tar'
     options = ['--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']
     assert cli.main(['freeze', str(run / 'last.pth.tar'), *options, '--output', str(output), '--study']) == 0
-    study = json.loads((tmp_path / 'plain.json').read_text())
+    study = json.loads((tmp_path / 'new' / 'plain.json').read_text())
     assert study['model'] == 'rla_seresnet20_cifar' and set(study['held']) == set(study['blocks'])
     out = capsys.readouterr().out
     assert 'Top-1 with attention' in out and 'layer3.0' in out and str(output) in out
@@ -38,5 +38,7 @@ def test_checkpoint_is_one_of_timm(run, image_folder, tmp_path, capsys):
 
     assert cli.main(['freeze', str(run / 'last.pth.tar'), *options, '--output', str(output)]) == 2
     assert 'there is a file of that name' in capsys.readouterr().err
+    assert cli.main(['freeze', str(run / 'last.pth.tar'), *options, '--output', str(output / 'x.pth')]) == 2
+    assert 'plain.pth.tar/x.pth: ' in capsys.readouterr().err
     assert cli.main(['freeze', str(output), *options]) == 2
     assert 'seresnet20_cifar has no layer attention' in capsys.readouterr().err

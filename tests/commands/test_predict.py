@@ -1,6 +1,7 @@
 """`timm-rla predict`: the same probabilities as the network itself, from every place that weights come from."""
 import csv
 import json
+import shutil
 
 import pytest
 import timm
@@ -84,6 +85,17 @@ def test_other_images_are_done_where_one_cannot_be_read(predict, image_folder, t
 ], ids=str)
 def test_bad_input(predict, image_folder, options, words):
     assert words in predict(image_folder, *options, code=2).err
+
+
+@pytest.mark.parametrize('name', ['a.png', 'link.png', 'w.pth.tar'])
+def test_inputs_stay(predict, trained, image_folder, tmp_path, name):
+    shutil.copy(next((image_folder / 'validation' / '7').iterdir()), tmp_path / 'a.png')
+    shutil.copy(trained, tmp_path / 'w.pth.tar')
+    (tmp_path / 'link.png').symlink_to('a.png')
+    before = (tmp_path / name).read_bytes()
+    assert 'is what the command reads' in predict(
+        'a.png', '--csv', name, source=('--checkpoint', 'w.pth.tar'), code=2).err
+    assert (tmp_path / name).read_bytes() == before and (tmp_path / 'link.png').is_symlink()
 
 
 def test_folders_are_no_checkpoints(predict, trained, image_folder):

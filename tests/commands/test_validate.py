@@ -85,11 +85,18 @@ def test_results_file_that_cannot_be_written(validate, tmp_path):
     assert 'no/a.csv' in validate('--results-file', str(tmp_path / 'no' / 'a.csv'), code=2)
 
 
-def test_confusion_matrix(validate, tmp_path, capsys):
+def test_confusion_matrix(validate, image_folder, tmp_path):
     result = validate('--confusion', str(tmp_path / 'c.png'))
     with open(tmp_path / 'c-classes.csv', newline='') as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == 10 and sum(int(row['images']) for row in rows) == 30
     assert 100 * sum(int(row['correct']) for row in rows) / 30 == pytest.approx(result['top1'], abs=1e-3)
     assert (tmp_path / 'c.csv').is_file() and (tmp_path / 'c.png').stat().st_size > 10000
+    for options, words in ((['--results-file', tmp_path / 'weights.pth'], 'weights.pth: is what the command reads'),
+                           (['--results-file', tmp_path / 'd.csv', '--confusion', tmp_path / 'd.png'], 'the same file'),
+                           (['--confusion', next((image_folder / 'validation' / '7').iterdir())], 'command reads'),
+                           (['--confusion', tmp_path / 'summary.png'], 'summary.csv: is there, of a training run')):
+        (tmp_path / 'summary.csv').write_text('kept')
+        assert words in validate(*map(str, options), code=2)
+    assert (tmp_path / 'summary.csv').read_text() == 'kept'
     assert '.png, .svg or .pdf' in validate('--confusion', 'c.bmp', code=2)

@@ -113,4 +113,4 @@ def test_files_are_flushed_before_they_count(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'replace', lambda src, dst: (events.append(f'-> {dst}'), replace(src, dst)))
     save(tmp_path, 1)
     last = str(tmp_path / 'last.pth.tar')
-    assert events[:3] == [f'{last}.tmp', f'-> {last}', str(tmp_path)]
+    assert events[:3] == [f'{last}.timm-rla.tmp', f'-> {last}', str(tmp_path)]

@@ -9,6 +9,7 @@ import torch.nn as nn
 from ..common.device import Placement
 from ..common.errors import UserError, blame
 from ..common.evaluation import images_of_process
+from ..common.files import writing_text
 from ..common.progress import Progress
 from ..common.table import format_columns
 from .attention import attention_modules, record_attention, stack_attention
@@ -106,7 +107,7 @@ def write_csv(moments: Moments, blocks: Sequence[str], names: Sequence[str], pat
     """
     groups = [('', 'all', moments.over_groups(), 0)]
     groups += [(k, name, moments, k) for k, name in enumerate(names) if moments.count[k] > 0]
-    with blame(f'--output {path}', OSError), open(path, 'w', newline='') as f:
+    with blame(f'--output {path}', OSError), writing_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['class', 'name', 'block', 'images', 'mean', 'std'])
         for label, name, group, k in groups:

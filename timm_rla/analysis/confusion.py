@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..common.errors import blame
-from ..common.files import replacing
+from ..common.files import writing_text
 from ..common.plotting import plain_label, save_picture, subplots
 from ..common.table import format_columns
 from .classes import short_name
@@ -66,7 +66,7 @@ def format_classes(confusion: Confusion, names: Sequence[str]) -> str:
 
 def write_classes(confusion: Confusion, names: Sequence[str], path: Path) -> Path:
     """Write a row for each class as CSV; returns `path`."""
-    with blame(f'--confusion {path}', OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+    with blame(f'--confusion {path}', OSError), writing_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['index', 'name', 'images', 'correct', 'top1'])
         for index, name in enumerate(names):
@@ -78,7 +78,7 @@ def write_classes(confusion: Confusion, names: Sequence[str], path: Path) -> Pat
 
 def write_matrix(confusion: Confusion, names: Sequence[str], path: Path) -> Path:
     """Write the counts as CSV, a row for each label and a column for each prediction; returns `path`."""
-    with blame(f'--confusion {path}', OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+    with blame(f'--confusion {path}', OSError), writing_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['label', *names])
         writer.writerows([name, *row] for name, row in zip(names, confusion.counts.tolist()))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from ..common.errors import UserError, blame
-from ..common.files import check_writable, replacing
+from ..common.files import check_writable, writing_text
 from ..common.table import format_columns
 from .suites import Setting
 
@@ -40,7 +40,7 @@ def read(path: Path) -> List[Row]:
     """
     if not path.exists():
         return []
-    with blame(f'--output {path}', OSError, ValueError, csv.Error), open(path, newline='') as f:
+    with blame(f'--output {path}', OSError, ValueError, csv.Error), open(path, newline='', encoding='utf-8') as f:
         reader = csv.DictReader(f)
         rows = list(reader)
         if reader.fieldnames is None or set(reader.fieldnames) != set(COLUMNS):
@@ -72,7 +72,7 @@ def update(path: Path, rows: Sequence[Dict[str, Any]]) -> None:
     for row in rows:
         text = {column: str(row.get(column, '')) for column in COLUMNS}
         table[tuple(text[column] for column in KEY)] = text
-    with blame(f'--output {path}', OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+    with blame(f'--output {path}', OSError), writing_text(path) as f:
         writer = csv.DictWriter(f, fieldnames=COLUMNS)
         writer.writeheader()
         writer.writerows(table.values())

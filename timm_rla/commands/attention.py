@@ -6,7 +6,9 @@ from ..analysis.attention import attention_modules
 from ..analysis.attention_plot import plot_attention, plot_classes
 from ..analysis.attention_statistics import format_table, measure_attention, write_csv
 from ..analysis.classes import class_names, find_class
+from ..common.datasets import image_files
 from ..common.errors import UserError
+from ..common.files import check_outputs
 from ..common.networks import load_network
 from ..common.options import (
     OptionParser,
@@ -46,12 +48,16 @@ def main(argv: Optional[List[str]] = None) -> None:
     beside = Path(args.checkpoint).parent if args.checkpoint else Path()  # where a model card looks for the picture
     output = Path(args.output) if args.output else beside / 'attention.png'
     check_picture(output)
+    classes_output, table = output.with_stem(f'{output.stem}-classes'), output.with_suffix('.csv')
+    outputs = [('--output', path) for path in (output, classes_output, table)]
+    check_outputs(outputs, [args.checkpoint, args.class_map])
     place = placement(args)
     network = load_network(network_spec(args), verbose=place.primary)
     blocks = list(attention_modules(network.model))
     if not blocks:
         raise UserError(f'--model {network.name}: has no layer attention; networks named rla_* have')
     loader = validation_loader(args, network, place)
+    check_outputs(outputs, image_files(loader.dataset))
     names = class_names(network.model.num_classes, loader.dataset, network.label_names)
     classes = [find_class(text, names) for text in args.classes] if args.classes else None
     moments = measure_attention(place.place_model(network.model), loader, place, args.log_freq)
@@ -64,5 +70,5 @@ def main(argv: Optional[List[str]] = None) -> None:
     title = f'{network.name}, {total:,} image{"s" if total > 1 else ""}'
     print(format_table(moments, blocks, names))
     print(plot_attention(moments, blocks, output, title=title))
-    print(plot_classes(moments, blocks, names, output.with_stem(f'{output.stem}-classes'), classes, title=title))
-    print(write_csv(moments, blocks, names, output.with_suffix('.csv')))
+    print(plot_classes(moments, blocks, names, classes_output, classes, title=title))
+    print(write_csv(moments, blocks, names, table))

@@ -1,6 +1,7 @@
 """`timm-rla freeze CHECKPOINT --data-dir DATA`: make timm's plain network of one that was trained with attention."""
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -19,7 +20,7 @@ from ..analysis.frozen import (
 from ..common.checkpoint import read_checkpoint
 from ..common.device import default_device, default_workers
 from ..common.errors import UserError, blame
-from ..common.files import replacing
+from ..common.files import check_outputs, replacing, writing_text
 from ..common.networks import NetworkSpec, restore_network, trained_spec
 from ..common.options import (
     OptionParser,
@@ -65,10 +66,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = freeze_parser().parse_args(argv)
     output = Path(args.output) if args.output else Path(args.checkpoint).with_name('frozen.pth.tar')
-    if output.exists():
+    if os.path.lexists(output):
         raise UserError(f'--output {output}: there is a file of that name')
+    study_output = output.with_name(output.name.removesuffix('.tar').removesuffix('.pth') + '.json')
+    outputs = [('--output', output)] + [('--study', study_output)] * args.study
     source = f'CHECKPOINT {args.checkpoint}'
     content = read_checkpoint(args.checkpoint, 'CHECKPOINT')
+    check_outputs(outputs, [args.checkpoint, args.class_map])
     spec = trained_spec(NetworkSpec(use_ema=args.use_ema), content, source)
     options = training_options(content, source)
     place = placement(args)
@@ -102,14 +106,14 @@ def main(argv: Optional[List[str]] = None) -> None:
         print(format_columns([('block', 'mean', 'std', 'std of classes'), *(
             (name, *(f'{block[key]:.4f}' for key in columns)) for name, block in study['blocks'].items())], left=1))
         if args.study:
-            _write_study(study, output.with_name(output.name.removesuffix('.tar').removesuffix('.pth') + '.json'))
+            _write_study(study, study_output)
         _save(plain, completed_epochs(content, source) - 1, {**options, 'model_kwargs': spec.model_kwargs}, output)
         print(output)
 
 
 def _write_study(study: Dict[str, Any], path: Path) -> None:
-    with blame(f'--study {path}', OSError), replacing(path) as temporary:
-        temporary.write_text(json.dumps(study, indent=1) + '\n')
+    with blame(f'--study {path}', OSError), writing_text(path) as f:
+        f.write(json.dumps(study, indent=1) + '\n')
     print(path)
 
 
@@ -117,7 +121,7 @@ def _save(plain: torch.nn.Module, epoch: int, options: Dict[str, Any], output: P
     """Write a checkpoint as timm's training does, of the plain network."""
     kwargs = plain_arguments(plain_name(options['model']), options['model_kwargs'])
     args = argparse.Namespace(**{**options, 'model': plain_name(options['model']), 'model_kwargs': kwargs})
-    with blame(f'--output {output}', OSError), replacing(output) as temporary:
+    with blame(f'--output {output}', OSError, RuntimeError), replacing(output) as temporary:
         torch.save(dict(
             epoch=epoch, arch=args.model, args=args,
             state_dict={key: value.cpu() for key, value in plain.state_dict().items()}), temporary)

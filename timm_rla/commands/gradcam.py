@@ -10,6 +10,7 @@ from ..analysis.gradcam_plot import Explanation, plot_gradcam
 from ..common.datasets import open_dataset
 from ..common.device import Placement, place
 from ..common.errors import UserError
+from ..common.files import check_outputs
 from ..common.images import ImageNetwork, find_images, prepare_network, read_image
 from ..common.networks import NetworkSpec, load_network
 from ..common.options import OptionParser, add_model_options, add_reader_options, data_source, network_spec
@@ -51,6 +52,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     paths, problems = find_images(args.images)
     if not paths:
         raise UserError('; '.join(problems))
+    pictures = [output] if args.sheet or len(paths) == 1 else [
+        output.with_stem(f'{output.stem}-{number}') for number in range(1, len(paths) + 1)]
+    check_outputs([('--output', picture) for picture in pictures],
+                  [*paths, args.checkpoint, args.baseline_checkpoint, args.class_map])
     classes = args.classes or [None]
     if len(classes) not in (1, len(paths)):
         raise UserError(f'--class: {len(classes)} classes for {len(paths)} images; give one for all or one for each')
@@ -59,14 +64,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     targets = [text and find_class(text, names) for text in classes] * (len(paths) // len(classes))
 
     sheet: List[Explanation] = []
-    for number, (path, target) in enumerate(zip(paths, targets), start=1):
+    for path, target, picture in zip(paths, targets, pictures * (len(paths) // len(pictures))):
         try:
             image = read_image(path)
             explanation = explain(image, path.name, networks, names, target, args.layers, args.input_img_mode)
             if args.sheet:
                 sheet.append(explanation)
                 continue
-            picture = output.with_stem(f'{output.stem}-{number}') if len(paths) > 1 else output
             print(f'{plot_gradcam([explanation], picture)}  {explanation.title}')
         except UserError as e:  # said at the end, where it is seen, when all other images are done
             problems += [str(e)] if str(e) not in problems else []

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..analysis.classes import class_names
 from ..common.device import Placement, place
 from ..common.errors import UserError, blame
-from ..common.files import check_writable, replacing
+from ..common.files import check_outputs, writing_text
 from ..common.images import ImageNetwork, find_images, prepare_network, read_image
 from ..common.networks import load_network
 from ..common.options import OptionParser, add_model_options, network_spec
@@ -45,9 +45,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     for option, value in (('--topk', args.topk), ('--batch-size', args.batch_size)):
         if value < 1:
             raise UserError(f'{option} {value}: must be at least 1')
-    if args.csv:
-        check_writable(Path(args.csv), '--csv')
     paths, problems = find_images(args.images, recursive=True)
+    if args.csv:
+        check_outputs([('--csv', Path(args.csv))], [*paths, args.checkpoint])
     if not paths:
         raise UserError('; '.join(problems))
     placement = place(args.device)
@@ -123,7 +123,7 @@ def _format(rows: Sequence[Dict[str, Any]]) -> str:
 
 
 def _write_csv(rows: Sequence[Dict[str, Any]], path: Path) -> None:
-    with blame(f'--csv {path}', OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+    with blame(f'--csv {path}', OSError), writing_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['image', 'rank', 'index', 'name', 'probability'])
         for row in rows:

@@ -12,6 +12,7 @@ from ..analysis.curves import plot_curves
 from ..common.environment import describe_environment
 from ..common.errors import blame
 from ..common.extras import import_extra
+from ..common.files import check_writable, writing_text
 from ..common.options import OptionParser, parse
 from ..common.summary import read_summary
 from ..train.options import train_parser
@@ -37,6 +38,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     args, options = quickstart_parser().parse_known_args(argv)
 
     output = Path(args.output)
+    if args.result:
+        check_writable(Path(args.result), '--result')
     digits = write_digits(output / 'digits')
     start = time.perf_counter()
     run_options = parse(
@@ -59,7 +62,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     print(f'Curve       {curve}')
     print('Top-1       {top1:.2f} % of {held_out} held-out digits after {epochs} epochs, {seconds} s'.format(**result))
     if args.result:
-        with blame(f'--result {args.result}', OSError), open(args.result, 'w', newline='') as f:
+        with blame(f'--result {args.result}', OSError), writing_text(Path(args.result)) as f:
             writer = csv.DictWriter(f, fieldnames=result)
             writer.writeheader()
             writer.writerow(result)

@@ -4,17 +4,18 @@ import csv
 import json
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from timm import utils
 
 from ..analysis.classes import class_names
 from ..analysis.confusion import Confusion, format_classes, plot_confusion, write_classes, write_matrix
+from ..common.datasets import image_files
 from ..common.device import Placement
 from ..common.errors import blame
 from ..common.evaluation import evaluate
-from ..common.files import check_writable
+from ..common.files import check_outputs, writing_text
 from ..common.networks import compile_model, load_network
 from ..common.options import (
     OptionParser,
@@ -63,12 +64,16 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = validate_parser().parse_args(argv)
     place = placement(args)
+    outputs = [('--results-file', Path(args.results_file))] if args.results_file else []
+    if args.confusion:
+        picture = Path(args.confusion)
+        table, classes = picture.with_suffix('.csv'), picture.with_name(f'{picture.stem}-classes.csv')
+        outputs += [('--confusion', path) for path in (picture, table, classes)]
     if place.primary:  # before the work, not after it
-        if args.results_file:
-            check_writable(Path(args.results_file), '--results-file')
         if args.confusion:
-            check_picture(Path(args.confusion), '--confusion')
-    result, confusion, names = _validate(args, place)
+            check_picture(picture, '--confusion')
+        check_outputs(outputs, [args.checkpoint, args.class_map])
+    result, confusion, names = _validate(args, place, outputs)
     if not place.primary:
         return
     print(format_classes(confusion, names))
@@ -76,15 +81,18 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.results_file:
         _write_result(result, Path(args.results_file), args.results_format)
     if args.confusion:
-        picture = Path(args.confusion)
         title = f'{result["model"]}, {int(confusion.images.sum()):,} images, {result["top1"]:.2f} % top-1'
-        write_matrix(confusion, names, picture.with_suffix('.csv'))
-        write_classes(confusion, names, picture.with_name(f'{picture.stem}-classes.csv'))
+        write_matrix(confusion, names, table)
+        write_classes(confusion, names, classes)
         plot_confusion(confusion, names, picture, title)
 
 
-def _validate(args: argparse.Namespace, place: Placement) -> Tuple['OrderedDict[str, Any]', Confusion, List[str]]:
-    """Evaluate as the options say.
+def _validate(
+        args: argparse.Namespace,
+        place: Placement,
+        outputs: Sequence[Tuple[str, Path]],
+) -> Tuple['OrderedDict[str, Any]', Confusion, List[str]]:
+    """Evaluate as the options say; `outputs` are the files that will be written, by their options.
 
     Returns:
         Row in the columns of timm's validate.py: accuracy and error in percent, parameters in millions. Confusion
@@ -100,6 +108,8 @@ def _validate(args: argparse.Namespace, place: Placement) -> Tuple['OrderedDict[
         model = utils.reparameterize_model(model)
     model = place.place_model(model)
     loader = validation_loader(args, network, place)
+    if place.primary:
+        check_outputs(outputs, image_files(loader.dataset))
     model = compile_model(model, args.torchcompile, args.torchcompile_mode)
     predictions: List[torch.Tensor] = []
     metrics = evaluate(model, loader, place, log_interval=args.log_freq, predictions=predictions)
@@ -125,7 +135,7 @@ def _validate(args: argparse.Namespace, place: Placement) -> Tuple['OrderedDict[
 
 def _write_result(result: Dict[str, Any], path: Path, fmt: str) -> None:
     """Write one result as CSV (header and row) or JSON."""
-    with blame(f'--results-file {path}', OSError), open(path, 'w', newline='') as f:
+    with blame(f'--results-file {path}', OSError), writing_text(path) as f:
         if fmt == 'json':
             json.dump(result, f, indent=4)
         else:

@@ -6,13 +6,14 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from .._timm import report_webdataset_errors
 from .errors import UserError, blame, one_line
 
 __all__ = [
     'DataSource', 'IMAGE_TYPES', 'StrictImageDataset', 'StrictImageStream', 'check_same_classes', 'class_indices',
-    'describe_dataset', 'image_mode', 'label_names', 'open_dataset',
+    'describe_dataset', 'image_files', 'image_mode', 'label_names', 'open_dataset',
 ]
 
 IMAGE_TYPES = (  # what Pillow reads; timm itself takes the first three
@@ -213,6 +214,12 @@ def _holds_folders(root: str, name: str) -> bool:
 
 def _shorten(names: Sequence[Any]) -> str:
     return ', '.join(map(str, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
+
+
+def image_files(dataset: Any) -> List[str]:
+    """Files of a dataset's images; empty where they lie in no files of their own."""
+    reader = getattr(dataset, 'reader', None)
+    return [file for file, _ in reader.samples] if isinstance(reader, ReaderImageFolder) else []
 
 
 # Classes -----------------------------------------------------------------------------------------------------------

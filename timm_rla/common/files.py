@@ -1,23 +1,31 @@
 """Writing files that are never half written."""
 import hashlib
 import os
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Dict, Iterable, Iterator, Tuple, Union
 
-from .errors import UserError, blame
+from .errors import UserError, one_line
 
-__all__ = ['check_writable', 'file_digest', 'replacing']
+__all__ = ['check_outputs', 'check_writable', 'file_digest', 'replacing', 'writing_text']
+
+OF_A_RUN = ('summary.csv', 'args.yaml')  # files of a training run, which nothing but a run writes
+
+
+def _temporary(path: Path) -> Path:
+    """Name that a file has until it is whole: this package's own, so that no file of anyone else is in its place."""
+    return path.with_name(f'{path.name}.timm-rla.tmp')
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Another name to write to, whose file takes the place of `path` at the end if nothing went wrong.
 
-    Whoever reads `path`, or interrupts this, finds the old file or the new one, also after a loss of power.
+    Whoever reads `path`, or interrupts this, finds the old file or the new one, also after a loss of power. A link
+    stays one: what it points to is written.
     """
-    temporary = path.with_name(f'{path.name}.tmp')
+    path = Path(os.path.realpath(path))
+    temporary = _temporary(path)
     try:
         yield temporary
         _flush(temporary)
@@ -25,6 +33,17 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_text(path: Path) -> Iterator[Any]:
+    """A file to write text to, in UTF-8 whatever the locale, that takes the place of `path` when it is whole.
+
+    Names of files and classes may have bytes that are no text; they are written as escapes.
+    """
+    with replacing(path) as temporary, \
+            open(temporary, 'w', newline='', encoding='utf-8', errors='backslashreplace') as f:
+        yield f
 
 
 def _flush(path: Path) -> None:
@@ -57,8 +76,48 @@ def check_writable(path: Path, option: str) -> None:
     Raises:
         UserError: It cannot.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # not path.is_dir(), which fails with names that are too long
         raise UserError(f'{option} {path}: is a folder')
-    with blame(f'{option} {path}', OSError):
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f'{option} {path}: is no plain file')
+    try:
+        temporary = _temporary(Path(os.path.realpath(path)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        temporary.touch()
+        temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as e:  # ValueError: a null in the name; the reason alone, names may be long
+        raise UserError(f'{option} {path}: {getattr(e, "strerror", None) or one_line(e)}') from e
+
+
+def check_outputs(outputs: Iterable[Tuple[str, Path]], inputs: Iterable[Union[str, Path]] = ()) -> None:
+    """Make sure, before the work for them is done, that files can be written, each to a place of its own.
+
+    Args:
+        outputs: Option and file, of all that a command writes, also of what it names by itself.
+        inputs: Files that it reads.
+
+    Raises:
+        UserError: One cannot be written, or would take the place of what the command reads or writes otherwise, or of
+            the log of a training run.
+    """
+    read = {_identity(path) for path in inputs}
+    written: Dict[Any, Path] = {}
+    for option, path in outputs:
+        check_writable(path, option)
+        identity = _identity(path)
+        if identity in read:
+            raise UserError(f'{option} {path}: is what the command reads; choose another name')
+        if identity in written:
+            raise UserError(f'{option} {path}: the same file as {written[identity]}, which is written, too')
+        if path.name in OF_A_RUN and path.exists():
+            raise UserError(f'{option} {path}: is there, of a training run; choose another name')
+        written[identity] = path
+
+
+def _identity(path: Union[str, Path]) -> Any:
+    """The same for two names of one file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # not there
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino

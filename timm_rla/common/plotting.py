@@ -1,10 +1,11 @@
 """What all pictures of this package share: figures, colours, formats, names in them, and how a file is written."""
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
 from .errors import UserError, blame
 from .extras import import_extra
-from .files import check_writable
+from .files import check_writable, replacing
 
 __all__ = [
     'COLORS', 'HIGHLIGHT', 'check_picture', 'new_figure', 'plain_label', 'save_picture', 'subplots', 'tidy_axes',
@@ -64,6 +65,7 @@ def save_picture(figure: Any, output: Path, dpi: int = 150) -> Path:
     settings: Dict[str, Any] = {'pdf.fonttype': 42}  # TrueType: many publishers refuse matplotlib's default
     with blame(f'--output {output}', OSError, ValueError):  # ValueError: too many pixels
         output.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(settings):
-            figure.savefig(output, dpi=dpi)
+        with matplotlib.rc_context(settings), replacing(output) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Glyph .* missing')  # it draws a box
+            figure.savefig(temporary, format=output.suffix[1:], dpi=dpi)
     return output

@@ -44,6 +44,22 @@ def _suggestion(name: str) -> str:
     return f'did you mean {close[0]}?' if close else f'there are {", ".join(COMMANDS)}'
 
 
+def _show_all_names() -> None:
+    """Names of files may hold what the encoding of the terminal has no sign for: show it as escapes."""
+    if hasattr(sys.stdout, 'reconfigure'):  # not where a caller has put something else in its place
+        sys.stdout.reconfigure(errors='backslashreplace')
+
+
+def _drop_output() -> bool:
+    """True if what was printed cannot be written, as on a full disk. Nothing of it is left for the end of Python."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def _let_go(error: Optional[BaseException]) -> None:
     """Free what the frames of an error hold: a loader's workers then end here, not at some garbage collection."""
     while error is not None:
@@ -78,8 +94,10 @@ def main(argv: Optional[List[str]] = None) -> int:
             print(f'timm-rla {name}: {message}', file=sys.stderr, flush=True)
 
     setup_logging()
+    _show_all_names()
     try:
         importlib.import_module(f'timm_rla.commands.{name}').main(rest)
+        sys.stdout.flush()
     except UserError as e:
         if os.environ.get('TIMM_RLA_TRACEBACK') == '1':
             raise
@@ -94,7 +112,13 @@ def main(argv: Optional[List[str]] = None) -> int:
         say('interrupted')
         return 130
     except BrokenPipeError:
+        _drop_output()
         return 0
+    except OSError as e:
+        if not _drop_output():
+            raise
+        say(f'error: the output cannot be written: {e.strerror}')
+        return 2
     except Exception:
         if failed_elsewhere():  # what breaks here is the connection to the process that has said why
             return 2

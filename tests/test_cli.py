@@ -45,6 +45,24 @@ def fails(tmp_path, capsys, monkeypatch):
     (['--opt', 'sdg'], ['sdg', 'sgd']),
     (['--sched', 'cosin'], ['cosin', 'cosine', 'multistep']),
     (['--device', 'cuda:99'], ['cuda:99']),
+    (['--device', 'foo'], ['--device foo: no such device here; there are cpu']),
+    (['--device', ''], ["--device '': no such device here; there are cpu"]),
+    (['--device', 'meta'], ['--device meta: no such device here']),
+    (['--crop-pct', '95'], ['--crop-pct 95.0: must be from 0.1 to 1']),
+    (['--crop-pct', '1e-9'], ['--crop-pct 1e-09: must be from 0.1 to 1']),
+    (['--model-kwargs', 'layers'], ["'layers' is not KEY=VALUE"]),
+    (['--model-kwargs', 'layers='], ["'layers=' is not KEY=VALUE"]),
+    (['--model-kwargs', 'layers=(1,1'], ['(1,1 is no list or tuple']),
+    (['--opt-kwargs', 'nesterov'], ["'nesterov' is not KEY=VALUE"]),
+    (['--input-size', '3', '24', '24'], ['--input-size 3 24 24', '--img-size 8']),
+    (['--input-size', '3', '8', '8', '--in-chans', '1'], ['--input-size 3 8 8', '--in-chans 1']),
+    (['--interpolation', 'linear'], ['--interpolation linear', 'bicubic', 'did you mean bilinear']),
+    (['--mean', '0.5', '0.5'], ['--mean 0.5 0.5: 2 numbers for 3 channels']),
+    (['--std', '1', '1', '1', '1'], ['--std 1.0 1.0 1.0 1.0: 4 numbers for 3 channels']),
+    (['--config'], ['--config', 'expected one argument']),
+    (['--config', ''], ["--config '': is empty"]),
+    (['--data-dir', ''], ["--data-dir '': is empty"]),
+    (['--data-dir', 'a' * 5000], ['--data-dir aaa', 'File name too long']),
     (['--num-classes', '5'], ['5', '10']),
     (['--batch-size', '4096'], ['4096', '80']),
     (['--train-crop-mode', 'crop'], ['crop', 'rrc', 'pad']),
@@ -77,12 +95,59 @@ def test_bad_option(fails, image_folder, options, words):
     ({'lr': 'fast'}, ['fast']),
     ({'clip_mode': 'hard'}, ['hard', 'norm', 'agc']),
     ({'model_kwargs': 'context=gap'}, ['model_kwargs', 'context=gap']),
+    ({'opt': None}, ['opt: null is not of type str']),
+    ({'seed': None}, ['seed: null is not of type int']),
+    ({'clip_mode': None}, ['clip_mode: null is not one of norm']),
+    ({'mixup': None}, ['mixup: null is not of type float']),
+    ({'resume': True}, ['resume: True is not of type str']),
+    ({'epochs': True}, ['epochs: True is not of type int']),
+    ({'mean': [0.5, None, 0.5]}, ['mean', 'is not of type list of float']),
+    ({'decay_milestones': [True]}, ['decay_milestones: [True] is not of type list of int']),
+    ({'input_size': [3, 8]}, ['input_size: [3, 8] is not of type list of int, 3 of them']),
     (['epochs'], ['mapping']),
 ], ids=str)
 def test_bad_config(fails, tmp_path, image_folder, config, words):
     (tmp_path / 'c.yaml').write_text(yaml.safe_dump(config))
     line = fails('train', *BASE[:6], '--data-dir', image_folder, '--config', 'c.yaml')
     assert all(word in line for word in words), line
+
+
+def test_null_is_what_is_not_given(tmp_path):
+    names = ('lr', 'crop_pct', 'mean', 'clip_grad', 'data_dir')
+    (tmp_path / 'c.yaml').write_text(yaml.safe_dump(dict.fromkeys(names)))
+    args = parse(train_parser(), ['--config', str(tmp_path / 'c.yaml')])
+    assert all(getattr(args, name) is None for name in names)
+
+
+@pytest.mark.parametrize('text, name', [
+    ('lr: 0.1\nepochs: 3\nlr: 0.5\n', 'lr'), ('model_kwargs: {context: gap, context: gmp}\n', 'context')])
+def test_config_says_something_twice(fails, tmp_path, text, name):
+    (tmp_path / 'c.yaml').write_text(text)
+    assert f'--config c.yaml: {name} stands there twice' in fails('train', '--config', 'c.yaml')
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['predict', ''], "IMAGE '': is empty"),
+    (['predict', 'a.png', '--csv', ''], "--csv '': is empty"),
+    (['list', ''], "PATTERN '': is empty"),
+    (['validate', '--confusion', ''], "--confusion '': is empty"),
+    (['validate', '--results-file', ''], "--results-file '': is empty"),
+    (['freeze', ''], "CHECKPOINT '': is empty"),
+    (['export', 'a.pth', ''], "DIR '': is empty"),
+    (['curves', ''], "RUN '': is empty"),
+    (['gradcam', 'a' * 5000], 'File name too long'),
+    (['curves', 'a' * 5000], 'File name too long'),
+    (['export', 'c.pth', 'a' * 300], 'File name too long'),
+    (['validate', 'a', '--data-dir', 'b', '--model', 'resnet20_cifar'], 'DIR a: is another folder than --data-dir b'),
+    (['validate', '--model', 'resnet20_cifar', '--crop-mode', 'centre'], '--crop-mode centre: no such way; there are'),
+    (['validate', '--model', 'resnet20_cifar', '--use-ema'], '--use-ema: without a checkpoint'),
+    (['gradcam', 'a', '--model', 'resnet20_cifar', '--baseline-checkpoint', 'b'], '--baseline-checkpoint b: no such'),
+    (['benchmark', '--seconds', 'inf'], '--seconds inf'),
+    (['benchmark', '--model', 'resnet18', '--model-kwargs', 'x'], "x"),
+], ids=lambda value: ' '.join(value)[:30] if isinstance(value, list) else '')
+def test_bad_words(fails, argv, words):
+    device = ['--device', 'cpu'] if argv[0] in ('validate', 'gradcam') else []
+    assert words in fails(*argv, *device)
 
 
 def test_config_not_yaml(fails, tmp_path):

@@ -25,3 +25,12 @@ def test_bad_class(text, words):
     with pytest.raises(UserError) as e:
         classes.find_class(text, classes.class_names(1000))
     assert all(word in str(e.value) for word in words)
+
+
+def test_a_name_wins_over_an_index(caplog):
+    names = ['0', '1', '10', '2']
+    assert [classes.find_class(name, names) for name in names] == [0, 1, 2, 3] and len(caplog.messages) == 1
+    assert "--class 2: the class of that name, which has index 3; the one with index 2 is '10'" in caplog.text
+    assert classes.find_class('3', names) == 3
+    with pytest.raises(UserError, match="--class '': no such class"):
+        classes.find_class('', names)

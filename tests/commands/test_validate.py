@@ -69,7 +69,9 @@ def test_options_of_the_crop_reach_the_loader(validate, monkeypatch):
 
 @pytest.mark.parametrize('options, words', [
     (['--torchcompile', 'nosuch'], 'nosuch'),
-    (['--mean', '0.5', '0.5'], 'model input'),
+    (['--mean', '0.5', '0.5'], '--mean 0.5 0.5: 2 numbers for 3 channels'),
+    (['--use-ema'], 'weights.pth holds no EMA weights'),
+    (['--crop-border-pixels', '4'], '--crop-border-pixels 4: leaves nothing of image'),
     (['--interpolation', 'nosuch'], 'nosuch'),
     (['--amp', '--model-dtype', 'bfloat16'], '--amp'),
     (['--num-classes', '5'], 'fc.weight'),

@@ -1,4 +1,5 @@
 """Names of the classes of a model: those of a dataset, or of ImageNet."""
+import logging
 from typing import Any, Dict, List, Optional, Sequence
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -7,6 +8,8 @@ from ..common.datasets import class_indices
 from ..common.errors import UserError, closest
 
 __all__ = ['class_names', 'find_class', 'short_name']
+
+_logger = logging.getLogger(__name__)
 
 
 def class_names(
@@ -34,11 +37,19 @@ def class_names(
 
 
 def find_class(text: str, names: List[str]) -> int:
-    """Index of the class that a user means: an index, a name, or one of several names, such as 'tench, Tinca tinca'.
+    """Index of the class that a user means: a name, an index, or one of several names, such as 'tench, Tinca tinca'.
+
+    A name wins, as where folders are named by numbers, and what it means is logged if it could mean an index, too.
 
     Raises:
         UserError: There is no such class, or more than one.
     """
+    if names.count(text) == 1:
+        index = names.index(text)
+        if text.isdecimal() and int(text) != index and int(text) < len(names):
+            _logger.warning(f'--class {text}: the class of that name, which has index {index}; the one with index '
+                            f'{int(text)} is {names[int(text)]!r}')
+        return index
     if text.lstrip('-').isdecimal():
         if not 0 <= int(text) < len(names):
             raise UserError(f'--class {text}: out of range, the model has classes 0 to {len(names) - 1}')
@@ -50,7 +61,7 @@ def find_class(text: str, names: List[str]) -> int:
         raise UserError(f'--class {text}: several classes are named so, choose by index: {", ".join(map(str, found))}')
     if not found:
         hint = closest(wanted, {name for known in synonyms for name in known})
-        raise UserError(f'--class {text}: no such class; {hint} (or an index, 0 to {len(names) - 1})')
+        raise UserError(f'--class {text or repr(text)}: no such class; {hint} (or an index, 0 to {len(names) - 1})')
     return found[0]
 
 

@@ -9,7 +9,7 @@ from ..analysis.explain import explain
 from ..analysis.gradcam_plot import Explanation, plot_gradcam
 from ..common.datasets import open_dataset
 from ..common.device import Placement, place
-from ..common.errors import UserError
+from ..common.errors import UserError, printable
 from ..common.files import check_outputs
 from ..common.images import ImageNetwork, find_images, prepare_network, read_image
 from ..common.networks import NetworkSpec, load_network
@@ -61,7 +61,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise UserError(f'--class: {len(classes)} classes for {len(paths)} images; give one for all or one for each')
     networks = _load_networks(args, place(args.device))
     names = _class_names(args, networks[-1])
-    targets = [text and find_class(text, names) for text in classes] * (len(paths) // len(classes))
+    targets = [None if text is None else find_class(text, names) for text in classes] * (len(paths) // len(classes))
 
     sheet: List[Explanation] = []
     for path, target, picture in zip(paths, targets, pictures * (len(paths) // len(pictures))):
@@ -71,7 +71,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             if args.sheet:
                 sheet.append(explanation)
                 continue
-            print(f'{plot_gradcam([explanation], picture)}  {explanation.title}')
+            print(f'{plot_gradcam([explanation], picture)}  {printable(explanation.title)}')
         except UserError as e:  # said at the end, where it is seen, when all other images are done
             problems += [str(e)] if str(e) not in problems else []
     if sheet:
@@ -83,8 +83,8 @@ def main(argv: Optional[List[str]] = None) -> None:
 def _load_networks(args: argparse.Namespace, placement: Placement) -> Sequence[ImageNetwork]:
     """The networks that the options name, on their device: the baseline, if there is one, and the network itself."""
 
-    def load(spec: NetworkSpec) -> ImageNetwork:
-        network = load_network(spec, verbose=placement.primary)
+    def load(spec: NetworkSpec, option: str = '--checkpoint') -> ImageNetwork:
+        network = load_network(spec, verbose=placement.primary, option=option)
         placement.place_model(network.model)
         return prepare_network(network, args.crop_border_pixels)
 
@@ -93,7 +93,8 @@ def _load_networks(args: argparse.Namespace, placement: Placement) -> Sequence[I
     if not args.baseline_model and not args.baseline_checkpoint:
         return [network]
     baseline = load(replace(
-        spec, model=args.baseline_model, checkpoint=args.baseline_checkpoint, model_kwargs={}))
+        spec, model=args.baseline_model, checkpoint=args.baseline_checkpoint, model_kwargs={},
+        use_ema=args.use_ema and bool(args.baseline_checkpoint)), '--baseline-checkpoint')
     if baseline.model.num_classes != network.model.num_classes:
         raise UserError(f'--baseline-model {baseline.name}: has {baseline.model.num_classes} classes, {network.name} '
                         f'{network.model.num_classes}')

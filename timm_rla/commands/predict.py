@@ -1,6 +1,7 @@
 """`timm-rla predict IMAGE...`: the most probable classes of images."""
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -65,7 +66,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             dict(index=index, name=names[index], probability=round(value, 6))
             for value, index in zip(values.tolist(), indices.tolist())
         ]))
-    print(json.dumps(rows, indent=1, ensure_ascii=False) if args.json else _format(rows))
+    unicode = 'utf' in (sys.stdout.encoding or '').lower()
+    print(json.dumps(rows, indent=1, ensure_ascii=not unicode) if args.json else _format(rows))
     if args.csv:
         _write_csv(rows, Path(args.csv))
     if problems:
@@ -87,7 +89,7 @@ class _Images(Dataset):
         try:
             return self.network.pixels(read_image(self.paths[index]), self.mode)
         except UserError as e:
-            return str(e)
+            return str(e) if str(self.paths[index]) in str(e) else f'{self.paths[index]}: {e}'
 
 
 def _predict(

@@ -52,7 +52,7 @@ def validate_parser() -> OptionParser:
     add('--reparam', action='store_true', help='fold the model for inference')
     add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND', help='compile the model')
     add('--torchcompile-mode', metavar='MODE', help='mode of torch.compile')
-    add('--results-file', default='', metavar='FILE', help='write the result there')
+    add('--results-file', metavar='FILE', help='write the result there')
     add('--results-format', default='csv', choices=('csv', 'json'), help='its format')
     add('--confusion', metavar='FILE',
         help='draw a confusion matrix, PNG, SVG or PDF by its ending; beside it FILE.csv with its counts and '

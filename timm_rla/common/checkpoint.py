@@ -1,5 +1,6 @@
 """Reading checkpoints without running code in them, and loading their weights."""
 import argparse
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -31,6 +32,8 @@ def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
     Raises:
         UserError: The file is missing, damaged or not a checkpoint.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f'{option} {path}: no plain file')  # whoever opens a pipe may wait for ever
     try:
         if path.endswith('.safetensors'):
             return dict(state_dict=load_file(path))

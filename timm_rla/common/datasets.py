@@ -10,6 +10,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from .._timm import report_webdataset_errors
 from .errors import UserError, blame, one_line
+from .pixels import eight_bits, transformed
 
 __all__ = [
     'DataSource', 'IMAGE_TYPES', 'StrictImageDataset', 'StrictImageStream', 'check_same_classes', 'class_indices',
@@ -62,12 +63,12 @@ class StrictImageDataset(ImageDataset):
     def __getitem__(self, index: int) -> Tuple[Any, Any]:
         try:
             file, target = self.reader[index]
-            image = Image.open(file)
+            image = eight_bits(Image.open(file))
             image = image.convert(self.input_img_mode) if self.input_img_mode else image
         except Exception as e:  # PIL raises whatever its decoders raise
             raise UserError(f'cannot read image {self._name(index)}: {one_line(e)}') from e
         if self.transform is not None:
-            image = self.transform(image)
+            image = transformed(self.transform, image, f'image {self._name(index)}')
         if target is None:
             target = -1
         elif self.target_transform is not None:

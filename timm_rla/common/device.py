@@ -60,13 +60,27 @@ def default_workers() -> int:
 
 
 def check_device(device: str) -> None:
-    """Complain of a GPU where there is none.
+    """Complain of a device that this machine does not have.
 
     Raises:
-        UserError: There is none.
+        UserError: It has none of that name.
     """
-    if device.startswith('cuda') and not torch.cuda.is_available():
+    here = [f'{kind}:{index}' for kind in ('cuda', 'mps', 'xpu') for index in range(_count(kind))]
+    if device.startswith('cuda') and not here:
         raise UserError(f'--device {device}: PyTorch finds no GPU here; --device cpu runs without one')
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type != 'cpu' and (found.index or 0) >= _count(found.type):
+        known = ', '.join(['cpu', *here])
+        raise UserError(f'--device {device or repr(device)}: no such device here; there are {known}')
+
+
+def _count(kind: str) -> int:
+    """Devices of a kind on this machine."""
+    module = getattr(torch, kind, None)
+    return module.device_count() if hasattr(module, 'device_count') else 0
 
 
 def mixed_precision(dtype: str, device: str) -> str:

@@ -1,21 +1,30 @@
 """What a user did wrong, said in one line. The command line prints it and leaves with exit code 2."""
 import difflib
+import re
 from contextlib import contextmanager
 from typing import Iterable, Iterator, Type
 
-__all__ = ['UserError', 'blame', 'closest', 'one_line']
+__all__ = ['UserError', 'blame', 'closest', 'one_line', 'printable']
 
 LENGTH = 1000  # characters of a message
+WORKER = re.compile(r'Caught \w+ in .* process \d+\.\n')
 
 
 class UserError(Exception):
     """Bad input. Its message names the bad value and, where there is a choice, the allowed ones."""
 
     def __str__(self) -> str:
-        # A data loader hands on the errors of its workers with their traceback as text, the message in the last line
-        message = (super().__str__().strip().splitlines() or [''])[-1].split('UserError: ', 1)[-1]
+        message = super().__str__().strip()
+        if WORKER.match(message):  # a data loader hands on the traceback as text, the message in the last line
+            message = message.splitlines()[-1].split('UserError: ', 1)[-1]
+        message = printable(message)
         half = LENGTH // 2
         return message if len(message) <= LENGTH else f'{message[:half]} ... {message[-half:]}'
+
+
+def printable(text: str) -> str:
+    """A text in one line that a terminal shows as it is: newlines, escape sequences and the like in names as escapes."""
+    return ''.join(sign if sign.isprintable() else sign.encode('unicode_escape').decode() for sign in text)
 
 
 def one_line(error: BaseException) -> str:

@@ -1,4 +1,5 @@
 """Image files: found, read, and made into the input of a network."""
+import os
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -11,6 +12,7 @@ from torchvision import transforms
 from .datasets import IMAGE_TYPES, image_mode
 from .errors import UserError, blame, one_line
 from .networks import Network
+from .pixels import eight_bits, transformed
 
 __all__ = ['ImageNetwork', 'find_images', 'prepare_network', 'read_image']
 
@@ -34,7 +36,8 @@ class ImageNetwork(NamedTuple):
             UserError: The network cannot take it.
         """
         with blame('model input', RuntimeError, ValueError):
-            return self.transform(image.convert(mode or image_mode(self.data_config['input_size'][0])))
+            image = image.convert(mode or image_mode(self.data_config['input_size'][0]))
+            return transformed(self.transform, image, 'an image')
 
 
 def prepare_network(network: Network, crop_border_pixels: Optional[int] = None) -> ImageNetwork:
@@ -66,7 +69,7 @@ def find_images(names: Sequence[str], recursive: bool = False) -> Tuple[List[Pat
     paths: List[Path] = []
     problems: List[str] = []
     for path in map(Path, names):
-        if path.is_dir():
+        if os.path.isdir(path):
             files = path.rglob('*') if recursive else path.iterdir()
             found = sorted(p for p in files if p.suffix.lower() in IMAGE_TYPES and p.is_file())
             if not found:
@@ -83,10 +86,12 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UserError: There is none, or it is damaged.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # whoever opens a pipe may wait for ever
+        raise UserError(f'cannot read image {path}: no plain file')
     try:
         with Image.open(path) as image:
             image.load()
-            return image
+            return eight_bits(image)
     except Exception as e:  # PIL raises whatever its decoders raise
         reason = e.strerror if isinstance(e, OSError) and e.strerror else one_line(e)
         raise UserError(f'cannot read image {path}: {reason}') from e

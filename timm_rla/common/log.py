@@ -1,14 +1,23 @@
 """Messages on the terminal and in logs: those of this package, and the warnings of all others."""
 import logging
 import sys
+import warnings
+from typing import Any, Type
 
 from huggingface_hub.utils import disable_progress_bars
+
+from .errors import one_line
 
 __all__ = ['setup_logging']
 
 
+def _one_line_warning(message: Any, category: Type[Warning], *where: Any) -> str:
+    return f'{category.__name__}: {one_line(message)}\n'
+
+
 def setup_logging() -> None:
     """Write messages to standard error, with date and time where that is no terminal. Can be called again."""
+    warnings.formatwarning = _one_line_warning
     in_terminal = sys.stderr.isatty()
     handler = logging.StreamHandler()
     handler.set_name('timm_rla')

@@ -27,6 +27,8 @@ _logger = logging.getLogger(__name__)
 _BUILD_ERRORS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
+CROP_MODES = ('center', 'squash', 'border')  # timm's
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 FOLDER = 'local-dir:'
 SAVED = ('hf-hub:', 'hf_hub:', FOLDER)  # how names of models begin that are saved somewhere, with their weights
 
@@ -62,6 +64,7 @@ class InputSpec:
         Raises:
             UserError: Values that do not go together.
         """
+        self._check(model)
         with blame('model input', AssertionError, TypeError, ValueError):
             config = resolve_data_config(vars(self), model=model, use_test_size=use_test_size)
         channels = self.channels or config['input_size'][0]
@@ -72,6 +75,21 @@ class InputSpec:
         if verbose:
             _logger.info('Input: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
         return config
+
+
+    def _check(self, model: nn.Module) -> None:
+        """Complain of names that timm does not know, and of more or fewer numbers than channels."""
+        for name, value, known in (('interpolation', self.interpolation, INTERPOLATIONS),
+                                   ('crop-mode', self.crop_mode, CROP_MODES)):
+            if value and value not in known:
+                raise UserError(f'--{name} {value}: no such way; there are {", ".join(known)}; '
+                                f'{closest(value, known)}')
+        default = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size') or (3,)
+        counts = {1, 3, self.channels or default[0]}  # 3: timm's own, whose mean is taken
+        for name, numbers in (('mean', self.mean), ('std', self.std)):
+            if numbers is not None and len(numbers) not in counts:
+                raise UserError(f'--{name} {" ".join(map(str, numbers))}: {len(numbers)} numbers for '
+                                f'{self.channels or default[0]} channels; give one for all or one for each')
 
 
 @dataclass(frozen=True)
@@ -152,21 +170,22 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
                 "context, context_dim, hidden_dim, reduction, attn_layer and the arguments of timm's ResNet") from e
 
 
-def load_network(spec: NetworkSpec, verbose: bool = False) -> Network:
+def load_network(spec: NetworkSpec, verbose: bool = False, option: str = '--checkpoint') -> Network:
     """A network as it was trained, on the CPU.
 
     Args:
         spec: What to load; without a model's name that of the checkpoint, validated as during its training.
         verbose: Log its data configuration.
+        option: Option that names the checkpoint, for messages.
 
     Raises:
         UserError: Unknown model, or a checkpoint that cannot be read or is of another model.
     """
-    source = f'--checkpoint {spec.checkpoint}'
-    checkpoint = read_checkpoint(spec.checkpoint, '--checkpoint') if spec.checkpoint else None
+    source = f'{option} {spec.checkpoint}'
+    checkpoint = read_checkpoint(spec.checkpoint, option) if spec.checkpoint else None
     if spec.model is None:
         if not training_options(checkpoint or {}, source):
-            raise UserError('--model: not given, and no --checkpoint of a training run that names it')
+            raise UserError(f'--model: not given, and no {option} of a training run that names it')
         spec = trained_spec(spec, checkpoint, source)
     return restore_network(spec, checkpoint, source, verbose)
 
@@ -235,6 +254,9 @@ def restore_network(
         UserError: Unknown model, or a checkpoint of another model.
     """
     pretrained = spec.pretrained or spec.model.startswith(SAVED)
+    if spec.use_ema and not (checkpoint or {}).get('state_dict_ema'):
+        raise UserError('--use-ema: ' + ('without a checkpoint' if checkpoint is None else
+                                         f'{source.split(" ", 1)[-1]} holds no EMA weights'))
     if checkpoint is None and spec.model.startswith(FOLDER):  # read as every checkpoint: no code in it is run
         checkpoint = read_checkpoint(_weights_file(Path(spec.model.removeprefix(FOLDER))), f'--model {FOLDER}')
         source = f'--model {spec.model}'

@@ -1,6 +1,9 @@
 """Options that commands share, and what they say: where data are, which network, on which device."""
 import argparse
+import ast
+import errno
 import logging
+import os
 import reprlib
 import sys
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
@@ -9,7 +12,7 @@ from timm.utils import ParseKwargs
 
 from .datasets import DataSource, describe_dataset, open_dataset
 from .device import Placement, default_device, default_workers, place
-from .errors import UserError, closest
+from .errors import UserError, closest, one_line
 from .loaders import LoaderSpec, create_eval_loader
 from .networks import InputSpec, Network, NetworkSpec
 from .ranges import check_ranges
@@ -22,6 +25,8 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+
+PATHS = ('CHECKPOINT', 'DIR', 'FILE', 'IMAGE', 'PATTERN', 'RUN')  # how files are named in the help
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -38,9 +43,31 @@ class OptionParser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse_known_args(self, args=None, namespace=None):  # what parse_args calls, too
+        for action in self._actions:
+            if isinstance(action, ParseKwargs):  # timm's, which takes whatever it gets
+                action.type = _key_value
         found, rest = super().parse_known_args(args, namespace)
         check_ranges(vars(found))
+        self._check_paths(vars(found))
         return found, rest
+
+    def _check_paths(self, found: Dict[str, Any]) -> None:
+        """Complain of names of files that no file can have. An empty one is the current folder to most libraries."""
+        for action in self._actions:
+            value = found.get(action.dest) if action.metavar in PATHS else None
+            for text in value if isinstance(value, list) else [value]:
+                if not isinstance(text, str) or text == action.default:
+                    continue
+                subject = action.option_strings[-1] if action.option_strings else action.metavar
+                if not text:
+                    raise UserError(f"{subject} '': is empty")
+                try:
+                    os.lstat(text)
+                except ValueError as e:  # a null in it
+                    raise UserError(f'{subject} {text}: {one_line(e)}') from e
+                except OSError as e:
+                    if e.errno == errno.ENAMETOOLONG:
+                        raise UserError(f'{subject} {text}: {e.strerror}') from e
 
     def set_config(self, config: Dict[str, Any], source: str) -> None:
         """Take defaults from a mapping of option names (with underscores) to values.
@@ -54,27 +81,44 @@ class OptionParser(argparse.ArgumentParser):
                 continue
             if name not in known or name in ('help', 'config'):
                 raise UserError(f'{source}: {self._unknown(name, name)}')
-            action = known[name]
-            if action.choices is not None and value is not None and value not in action.choices:
-                raise UserError(f'{source}: {name}: {reprlib.repr(value)} is not one of '
+            action, shown = known[name], 'null' if value is None else reprlib.repr(value)
+            if action.choices is not None and value not in (*action.choices, action.default):
+                raise UserError(f'{source}: {name}: {shown} is not one of '
                                 f'{", ".join(map(str, action.choices))}')
-            values = value if isinstance(value, list) and list in self._types(action) else [value]
-            whole = action.type is int and any(isinstance(number, float) for number in values)
-            if value is not None and (whole or not isinstance(value, self._types(action))):
-                expected = 'int' if whole else ' or '.join(t.__name__ for t in self._types(action))
-                raise UserError(f'{source}: {name}: {reprlib.repr(value)} is not of type {expected}')
+            if not self._fits(action, value):
+                raise UserError(f'{source}: {name}: {shown} is not of type {self._kind(action)}')
         check_ranges({name: value for name, value in config.items() if not isinstance(value, str)}, source)
         self.set_defaults(**{name: value for name, value in config.items() if name in known})
 
+    @classmethod
+    def _fits(cls, action: argparse.Action, value: Any) -> bool:
+        """True for a value that an option may have in a recipe; null only where that means that it is not given."""
+        kind = cls._kind(action)
+        if value is None:
+            return action.default is None
+        if kind == 'dict':
+            return isinstance(value, dict)
+        if isinstance(value, bool) or kind == 'bool':
+            return isinstance(value, bool) and kind == 'bool'
+        types: Dict[Any, Tuple[type, ...]] = {int: (int,), float: (int, float)}
+        single = types.get(action.type, (str,))
+        if kind.startswith('list'):
+            number = action.nargs if isinstance(action.nargs, int) else None
+            return isinstance(value, list) and number in (None, len(value)) and all(
+                isinstance(entry, single) and not isinstance(entry, bool) for entry in value)
+        return isinstance(value, (*single, str))  # argparse itself turns a str into the option's type
+
     @staticmethod
-    def _types(action: argparse.Action) -> Tuple[type, ...]:
+    def _kind(action: argparse.Action) -> str:
+        """Type of an option's values, in words."""
         if isinstance(action, ParseKwargs):
-            return (dict,)
+            return 'dict'
         if action.nargs == 0:
-            return (bool,)
+            return 'bool'
+        single = action.type.__name__ if action.type in (int, float) else 'str'
         if action.nargs in ('+', '*') or isinstance(action.nargs, int):
-            return (list,)
-        return (str, int, float)  # argparse itself turns a str into the option's type
+            return f'list of {single}' + f', {action.nargs} of them' * isinstance(action.nargs, int)
+        return single
 
     def _unknown(self, option: str, name: str) -> str:
         if name in self.unsupported:
@@ -83,6 +127,19 @@ class OptionParser(argparse.ArgumentParser):
         written = [text for action in self._actions for text in action.option_strings]
         known = written if option.startswith('-') else [action.dest for action in self._actions]
         return f'{option}: no such option of {self.prog}; {closest(option, known)}'
+
+
+def _key_value(text: str) -> str:
+    """The text of KEY=VALUE as it is, for timm's `ParseKwargs`."""
+    key, equals, value = text.partition('=')
+    if text and not (key.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
+    if value[:1] in tuple('([{'):  # it would be taken as text
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError) as e:
+            raise argparse.ArgumentTypeError(f'{text!r}: {value} is no list or tuple of Python') from e
+    return text
 
 
 # Options, for the `add_argument` of a parser or of a group of one --------------------------------------------------
@@ -146,9 +203,16 @@ def add_precision_options(add: Callable[..., Any]) -> None:
 # What they say -----------------------------------------------------------------------------------------------------
 
 def data_source(args: argparse.Namespace) -> DataSource:
-    """What `add_reader_options` tell."""
+    """What `add_reader_options` tell.
+
+    Raises:
+        UserError: Two folders.
+    """
+    positional = getattr(args, 'data', None)
+    if args.data_dir and positional and positional != args.data_dir:
+        raise UserError(f'DIR {positional}: is another folder than --data-dir {args.data_dir}; leave one out')
     return DataSource(
-        data_dir=args.data_dir or getattr(args, 'data', None),
+        data_dir=args.data_dir or positional,
         dataset=args.dataset,
         class_map=args.class_map,
         download=args.dataset_download,
@@ -165,7 +229,18 @@ def loader_spec(args: argparse.Namespace) -> LoaderSpec:
 
 
 def input_spec(args: argparse.Namespace) -> InputSpec:
-    """What `add_model_options`, or the options of training, tell of a network's input."""
+    """What `add_model_options`, or the options of training, tell of a network's input.
+
+    Raises:
+        UserError: --input-size says something else than --img-size or --in-chans.
+    """
+    if args.input_size is not None:
+        channels, *size = args.input_size
+        whole = f'--input-size {" ".join(map(str, args.input_size))}'
+        if args.in_chans not in (None, channels):
+            raise UserError(f'{whole}: has other channels than --in-chans {args.in_chans}; leave one out')
+        if args.img_size is not None and size != [args.img_size] * 2:
+            raise UserError(f'{whole}: is another size than --img-size {args.img_size}; leave one out')
     return InputSpec(
         in_chans=args.in_chans,
         img_size=args.img_size,
@@ -238,10 +313,10 @@ def parse(parser: OptionParser, argv: Optional[List[str]] = None) -> argparse.Na
         UserError: An option or a value is not known, or the file cannot be read.
     """
     argv = sys.argv[1:] if argv is None else argv
-    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    config_parser.add_argument('-c', '--config')
+    config_parser = OptionParser(prog=parser.prog, add_help=False)
+    config_parser.add_argument('-c', '--config', metavar='FILE')
     path = config_parser.parse_known_args(argv)[0].config
-    if path:
+    if path is not None:
         parser.set_config(read_mapping(find_recipe(path), f'--config {path}'), f'--config {path}')
     args = parser.parse_args(argv)
     del args.config

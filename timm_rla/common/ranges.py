@@ -50,7 +50,7 @@ RANGES: Dict[str, Range] = {
         'lr_noise', 'lr_cycle_decay', 'milestones', 'warmup_iterations',
     ), NOT_NEGATIVE),
     **dict.fromkeys((
-        'decay_epochs', 'decay_rate', 'opt_eps', 'bn_eps', 'clip_grad', 'crop_pct', 'std', 'scale', 'ratio',
+        'decay_epochs', 'decay_rate', 'opt_eps', 'bn_eps', 'clip_grad', 'std', 'scale', 'ratio',
         'lr_cycle_mul', 'lr_k_decay', 'gamma', 'warmup_factor', 'anchor_ratios',
     ), POSITIVE),
     **dict.fromkeys((
@@ -60,6 +60,8 @@ RANGES: Dict[str, Range] = {
         'score_thresh',
     ), PROBABILITY),
     **dict.fromkeys(('smoothing', 'drop_path'), FRACTION),
+    'crop_pct': Range(0.1, 1),  # a part of the image, no percentage
+    'seconds': Range(0, 3600, above=True),
     'seed': Range(0, 2 ** 32 - 2 ** 16),  # NumPy's, and each process adds its rank
 }
 
@@ -77,7 +79,7 @@ def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
     for name in RANGES.keys() & options.keys():
         value = options[name]
         for number in value if isinstance(value, (list, tuple)) else [value]:
-            if number is None:
+            if number is None and value is None:
                 continue
             if not isinstance(number, (int, float)) or isinstance(number, bool) or not RANGES[name].holds(number):
                 subject = f'{source}: {name}' if source else f'--{name.replace("_", "-")}'

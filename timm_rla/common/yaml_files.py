@@ -1,6 +1,6 @@
 """Reading YAML files of unknown origin: in bounded time and memory, whatever they hold."""
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import yaml
 
@@ -30,10 +30,22 @@ def read_mapping(path: Path, source: str) -> Dict[str, Any]:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is not None and _count(node, {}) > VALUES:
             raise UserError(f'{source}: holds more than {VALUES:,} values')
+        _check_names(node, source)
         content = yaml.safe_load(text) or {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f'{source}: not a mapping of names to values')
     return content
+
+
+def _check_names(node: Optional[yaml.Node], source: str) -> None:
+    """Complain of a name that stands there twice: YAML would take the last value and forget the others."""
+    if isinstance(node, yaml.MappingNode):
+        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f'{source}: {twice[0]} stands there twice')
+        for _, value in node.value:
+            _check_names(value, source)
 
 
 def _count(node: yaml.Node, known: Dict[int, int]) -> int:

@@ -53,6 +53,7 @@ def _show_all_names() -> None:
 def _drop_output() -> bool:
     """True if what was printed cannot be written, as on a full disk. Nothing of it is left for the end of Python."""
     try:
+        sys.stdout.write('\n')  # to try it
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,9 @@
 """`timm-rla predict`: the same probabilities as the network itself, from every place that weights come from."""
 import csv
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import timm
@@ -99,6 +101,33 @@ def test_inputs_stay(predict, trained, image_folder, tmp_path, name):
     assert 'is what the command reads' in predict(
         'a.png', '--csv', name, source=('--checkpoint', 'w.pth.tar'), code=2).err
     assert (tmp_path / name).read_bytes() == before and (tmp_path / 'link.png').is_symlink()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names are any bytes on Linux')
+def test_names_of_all_kinds(predict, image_folder, tmp_path):
+    image, folder = next((image_folder / 'validation' / '7').iterdir()), tmp_path / 'odd'
+    folder.mkdir()
+    for name in ('a\nb.png', '\x1b[31mred.png', os.fsdecode(b'latin\xe9.png')):
+        shutil.copy(image, folder / name)
+    (folder / 'bad\nline.png').write_bytes(b'no image')
+    os.mkfifo(folder / 'pipe.png')
+    captured = predict('odd', 'odd/pipe.png', '--csv', 'p.csv', '--topk', '1', code=2)
+    names = [line.split()[0] for line in captured.out.splitlines()]
+    assert names == [r'odd/\x1b[31mred.png', r'odd/a\nb.png', r'odd/latin\udce9.png']
+    error = captured.err.splitlines()[-1]
+    assert r'error: cannot read image odd/bad\nline.png: ' in error and 'odd/pipe.png: no plain file' in error
+    with open('p.csv', newline='', encoding='utf-8') as f:
+        assert [row['image'] for row in csv.DictReader(f)][1:] == ['odd/a\nb.png', r'odd/latin\udce9.png']
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.parametrize('buffering', [1, -1])
+def test_output_on_a_full_disk(trained, image_folder, capsys, monkeypatch, buffering):
+    argv = ['predict', str(image_folder / 'validation' / '7'), '--checkpoint', str(trained), '--device', 'cpu']
+    with open('/dev/full', 'w', buffering) as full:
+        monkeypatch.setattr(sys, 'stdout', full)
+        assert cli.main(argv) == 2
+    assert 'error: the output cannot be written: No space left' in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_folders_are_no_checkpoints(predict, trained, image_folder):

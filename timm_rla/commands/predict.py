@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..analysis.classes import class_names
 from ..common.device import Placement, place
-from ..common.errors import UserError, blame
+from ..common.errors import UserError, blame, printable
 from ..common.files import check_outputs, writing_text
 from ..common.images import ImageNetwork, find_images, prepare_network, read_image
 from ..common.networks import load_network
@@ -89,7 +89,8 @@ class _Images(Dataset):
         try:
             return self.network.pixels(read_image(self.paths[index]), self.mode)
         except UserError as e:
-            return str(e) if str(self.paths[index]) in str(e) else f'{self.paths[index]}: {e}'
+            name = printable(str(self.paths[index]))
+            return str(e) if name in str(e) else f'{name}: {e}'
 
 
 def _predict(

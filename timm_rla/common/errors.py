@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """A text in one line that a terminal shows as it is: newlines, escape sequences and the like in names as escapes."""
+    """A text in one line that a terminal shows as it is: newlines, control sequences and the like as escapes."""
     return ''.join(sign if sign.isprintable() else sign.encode('unicode_escape').decode() for sign in text)
 
 

@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 
 import timm_rla_cli as cli
-from timm_rla.common.datasets import DataSource, describe_dataset, image_mode, label_names, open_dataset
+from timm_rla.common.datasets import (
+    DataSource,
+    class_indices,
+    describe_dataset,
+    image_mode,
+    label_names,
+    open_dataset,
+)
 from timm_rla.common.errors import UserError
 
 ENDINGS = ('.png', '.jpg', '.webp', '.bmp', '.tif', '.TIFF', '.gif', '.ppm')
@@ -48,6 +55,36 @@ def test_what_is_left_out_is_said(photos):
     text = describe_dataset(open_photos(photos, 'train'), 'train')
     assert text == ('train: 24 images, 3 classes (cat, dog, owl); left out as no images: 2 .heic, 1 .txt; folders '
                     'without images: fox')
+
+
+def test_hidden_folders_are_no_classes(photos):
+    for folder in ('.ipynb_checkpoints', 'cat/.ipynb_checkpoints', '.Trash/eagle'):
+        (photos / 'train' / folder).mkdir(parents=True)
+        shutil.copy(photos / 'train' / 'cat' / 'a.png', photos / 'train' / folder)
+    dataset = open_photos(photos, 'train')
+    assert class_indices(dataset) == dict(cat=0, dog=1, owl=2)
+    assert [dataset[i][1] for i in range(len(dataset))] == [0] * 8 + [1] * 8 + [2] * 8
+    assert describe_dataset(dataset, 'train') == (
+        'train: 24 images, 3 classes (cat, dog, owl); hidden folders left out: .Trash, '
+        '.ipynb_checkpoints, cat/.ipynb_checkpoints')
+    assert len(open_photos(photos, 'train', names=['owl', 'dog', 'cat'])) == 24
+    shutil.move(photos / 'train', photos / '.hidden' / 'train')
+    assert len(open_photos(photos / '.hidden', 'train')) == 24  # what the user names is not hidden
+
+
+def test_folders_of_one_name_are_said(photos):
+    for split in ('train', 'valid'):
+        shutil.copytree(photos / split / 'cat', photos / split / 'more' / 'cat')
+    text = describe_dataset(open_photos(photos, 'train'), 'train')
+    assert text == ('train: 32 images, 3 classes (cat, dog, owl); folders that are one class, by their name: '
+                    'cat and more/cat')
+
+
+@pytest.mark.parametrize('name, words', [
+    ('cifar10', 'cifar10: no type of dataset.*types are torch/, hfds/.*; torch/cifar10?'), ('troch/cifar10', 'torch/')])
+def test_dataset_without_a_type(photos, name, words):
+    with pytest.raises(UserError, match=f'--dataset {words}' if name in words else words):
+        open_dataset(DataSource(str(photos), name), 'validation')
 
 
 def test_classes_go_by_their_names(photos):

@@ -1,15 +1,15 @@
 """Datasets: timm's own, with every sample and every class accounted for."""
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from .._timm import report_webdataset_errors
-from .errors import UserError, blame, one_line
+from .errors import UserError, blame, one_line, printable
 from .pixels import eight_bits, transformed
 
 __all__ = [
@@ -24,6 +24,7 @@ IMAGE_TYPES = (  # what Pillow reads; timm itself takes the first three
 SPLITS = (  # names of one split, the first two rows as in timm
     ('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test', 'testing'),
 )
+TYPES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of timm's datasets
 SHOWN = 5  # names in a line
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # of Pillow, by the number of channels
 
@@ -135,7 +136,9 @@ def open_dataset(
     Raises:
         UserError: Missing or empty folder, unknown dataset, more classes than the model has, or classes of other names.
     """
-    if not source.dataset:
+    if source.dataset:
+        _check_name(source.dataset)
+    else:
         _check_folder(source.data_dir, split, need_split)
     create = _creation(source, split, in_chans, num_samples, batch_size, **kwargs)
     dataset = create(source.class_map)
@@ -170,7 +173,7 @@ def _creation(
     def create(class_map: Any) -> Any:
         with blame(source.option, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
                    TypeError, ValueError):  # of timm's readers, torchvision, datasets for unknown names
-            return create_dataset(
+            dataset = create_dataset(
                 source.dataset,
                 root=source.data_dir,
                 split=split,
@@ -184,8 +187,43 @@ def _creation(
                 trust_remote_code=source.trust_remote_code,
                 **kwargs,
             )
+        if isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
+            _leave_out_hidden(dataset.reader, source.option, number_anew=not class_map)
+        return dataset
 
     return create
+
+
+def _is_hidden(folder: str) -> bool:
+    """True for a path, relative to the folder of the images, with a hidden folder in it, as programs leave them."""
+    return any(part.startswith('.') and part != '.' for part in folder.split(os.sep))
+
+
+def _leave_out_hidden(reader: ReaderImageFolder, option: str, number_anew: bool) -> None:
+    """Drop the images in hidden folders from timm's reader, and the classes that these alone would be."""
+    folders = {os.path.dirname(file) for file, _ in reader.samples}  # of a million files
+    hidden = {folder for folder in folders if _is_hidden(os.path.relpath(folder, reader.root))}
+    if not hidden:
+        return
+    samples = [(file, index) for file, index in reader.samples if os.path.dirname(file) not in hidden]
+    if not samples:
+        raise UserError(f'{option}: {reader.root} has images in hidden folders only')
+    if number_anew:
+        kept = {index for _, index in samples}
+        old = {name: index for name, index in reader.class_to_idx.items() if index in kept}
+        new = {index: number for number, index in enumerate(sorted(kept))}
+        reader.class_to_idx = {name: new[index] for name, index in old.items()}
+        samples = [(file, new[index]) for file, index in samples]
+    reader.samples = samples
+
+
+def _check_name(dataset: str) -> None:
+    """Complain of a dataset without one of timm's types: timm would read the folder of images instead."""
+    kind, slash, name = dataset.partition('/')
+    if not slash or kind.lower() not in TYPES:
+        hint = f'; torch/{dataset}?' if not slash else ''
+        raise UserError(f'--dataset {dataset}: no type of dataset; a name is <type>/<name>, the types are '
+                        f'{", ".join(f"{name}/" for name in TYPES)}{hint}')
 
 
 def _check_folder(root: Optional[str], split: str, need_split: bool) -> None:
@@ -280,15 +318,30 @@ def describe_dataset(dataset: Any, split: str) -> str:
     classes = f', {len(names)} classes ({_shorten(names)})' if names else ''
     left_out = ''
     if type(dataset) is StrictImageDataset and os.path.isdir(getattr(dataset.reader, 'root', None) or ''):
-        left_out = _left_out(dataset.reader.root, len(dataset))
-    return f'{split}: {count}{classes}{left_out}'
+        left_out = _left_out(dataset.reader.root, len(dataset)) + _put_together(dataset)
+    return printable(f'{split}: {count}{classes}{left_out}')
+
+
+def _put_together(dataset: Any) -> str:
+    """Classes whose images lie in several folders: timm takes folders of one name for one class, wherever they lie."""
+    folders: Dict[int, Set[str]] = defaultdict(set)
+    root = dataset.reader.root
+    for folder, index in {(os.path.dirname(file), index) for file, index in getattr(dataset.reader, 'samples', ())}:
+        folders[index].add(os.path.relpath(folder, root))
+    several = [' and '.join(sorted(names)) for names in folders.values() if len(names) > 1]
+    return f'; folders that are one class, by their name: {_shorten(several)}' if several else ''
 
 
 def _left_out(root: str, taken: int) -> str:
     """What lies in an image folder and is no image of a class."""
     endings: Counter = Counter()
     without_images = []
+    hidden = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
+        if _is_hidden(os.path.relpath(folder, root)):
+            hidden.append(os.path.relpath(folder, root))
+            subfolders.clear()
+            continue
         files = [os.path.splitext(name)[1].lower() for name in files if not name.startswith('.')]
         endings.update(files)
         if not subfolders and not set(files) & set(IMAGE_TYPES):
@@ -299,6 +352,7 @@ def _left_out(root: str, taken: int) -> str:
     reasons = [
         f'left out as no images: {_shorten(other)}' if other else '',
         f'left out as of no class of the network or class map: {images - taken}' if images > taken else '',
+        f'hidden folders left out: {_shorten(sorted(hidden))}' if hidden else '',
         f'folders without images: {_shorten(sorted(without_images))}' if without_images else '',
     ]
     return ''.join(f'; {reason}' for reason in reasons if reason)

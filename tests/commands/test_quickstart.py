@@ -1,8 +1,10 @@
 """`timm-rla quickstart`: its digits are those of scikit-learn, and what it prints is what it trained."""
 import csv
+import os
 from collections import Counter
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -27,6 +29,21 @@ def test_digits_are_written_once(digits):
     times = {path: path.stat().st_mtime_ns for path in digits.rglob('*.png')}
     assert write_digits(digits) == digits
     assert {path: path.stat().st_mtime_ns for path in digits.rglob('*.png')} == times
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--val-split', ''], "--val-split '': must be validation"),
+    (['--output', 'file'], '--output file: is no folder'),
+    (['--result', 'file/x.csv'], '--result file/x.csv: '),
+    (['--epochs', '0'], '--epochs 0: must be at least 1'),
+    (['--data-dir', '.'], '--data-dir, --dataset: not for quickstart'),
+    (['--config', 'nope'], '--config nope: neither a file nor a recipe'),
+], ids=lambda value: value[0] if isinstance(value, list) else '')
+def test_bad_input_is_said_before_the_work(tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').write_text('')
+    assert cli.main(['quickstart', *options]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1] and os.listdir(tmp_path) == ['file']
 
 
 def test_quickstart(digits, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Loss and error of training runs over their epochs (the paper's Figure 3)."""
 import math
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 from ..common.errors import UserError
 from ..common.plotting import COLORS, check_picture, plain_label, save_picture, subplots, tidy_axes
@@ -10,6 +10,8 @@ from ..common.summary import SUMMARY, read_summary
 __all__ = ['plot_curves']
 
 
+COLUMNS = ('train_loss', 'eval_loss', 'eval_top1')
+LARGEST = 1e30
 STYLES = ('-', '-.', (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))  # of validation, for more runs than there are colours
 TRAINING = dict(linewidth=0.8, alpha=0.6)
 
@@ -29,8 +31,10 @@ def _labels(runs: Sequence[Path]) -> List[str]:
         depths = longer
 
 
-def _column(rows: Sequence[Dict[str, float]], key: str) -> List[float]:
-    return [row.get(key, float('nan')) for row in rows]
+def _curve(rows: Sequence[Dict[str, float]], key: str) -> Tuple[List[float], List[float]]:
+    """Epochs that have a value, from 1 on, and the values; nan, a gap, for those that no axis could be drawn for."""
+    found = [(row['epoch'] + 1, row[key]) for row in rows if key in row]  # not in all if it validates at intervals
+    return [epoch for epoch, _ in found], [value if abs(value) < LARGEST else math.nan for _, value in found]
 
 
 def plot_curves(runs: Sequence[Path], output: Path) -> Path:
@@ -52,6 +56,8 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
         rows = read_summary(folder)
         if not rows:
             raise UserError(f'{run}: no {SUMMARY} with at least one epoch')
+        if all(math.isnan(value) for key in COLUMNS for value in _curve(rows, key)[1]):
+            raise UserError(f'{run}: no number to draw in the columns {", ".join(COLUMNS)} of its {SUMMARY}')
         tables[run] = rows
     check_picture(output)
 
@@ -63,11 +69,10 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
             linestyle=STYLES[index // len(COLORS) % len(STYLES)],
             marker='o' if len(rows) == 1 else None,  # a single epoch has no line
         )
-        epochs = [row['epoch'] + 1 for row in rows]
-        loss.plot(epochs, _column(rows, 'train_loss'), label=label, **{**style, **TRAINING})
-        if 'eval_loss' in rows[0]:
-            loss.plot(epochs, _column(rows, 'eval_loss'), **style)
-            error.plot(epochs, [100 - top1 for top1 in _column(rows, 'eval_top1')], **style)
+        loss.plot(*_curve(rows, 'train_loss'), label=label, **{**style, **TRAINING})
+        loss.plot(*_curve(rows, 'eval_loss'), **style)
+        epochs, top1 = _curve(rows, 'eval_top1')
+        error.plot(epochs, [100 - value for value in top1], **style)
     loss.set(xlabel='Epoch', ylabel='Loss, thin: of training')
     error.set(xlabel='Epoch', ylabel='Top-1 error, validation (%)')
     for axes in (loss, error):

@@ -1,4 +1,5 @@
 """`timm-rla quickstart`: train a small network on the handwritten digits of scikit-learn, from nothing to a curve."""
+import argparse
 import csv
 import os
 import shutil
@@ -10,7 +11,7 @@ from PIL import Image
 
 from ..analysis.curves import plot_curves
 from ..common.environment import describe_environment
-from ..common.errors import blame
+from ..common.errors import UserError, blame
 from ..common.extras import import_extra
 from ..common.files import check_writable, writing_text
 from ..common.options import OptionParser, parse
@@ -37,15 +38,16 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args, options = quickstart_parser().parse_known_args(argv)
 
-    output = Path(args.output)
-    if args.result:
-        check_writable(Path(args.result), '--result')
-    digits = write_digits(output / 'digits')
-    start = time.perf_counter()
+    output, digits = Path(args.output), Path(args.output, 'digits')
     run_options = parse(
         train_parser(),
         ['--config', args.config, '--data-dir', str(digits), '--output', str(output), *options],
     )
+    _check(run_options, str(digits), output)
+    if args.result:
+        check_writable(Path(args.result), '--result')
+    write_digits(digits)
+    start = time.perf_counter()
     run = train(run_options)
     seconds = time.perf_counter() - start
     curve = plot_curves([run], run / 'curves.png')
@@ -53,7 +55,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     result = dict(
         epochs=len(rows),
         held_out=HELD_OUT,
-        top1=round(rows[-1]['eval_top1'], 2),
+        top1=round([row['eval_top1'] for row in rows if 'eval_top1' in row][-1], 2),
         seconds=round(seconds),
         **describe_environment(run_options.device),
     )
@@ -66,6 +68,19 @@ def main(argv: Optional[List[str]] = None) -> None:
             writer = csv.DictWriter(f, fieldnames=result)
             writer.writeheader()
             writer.writerow(result)
+
+
+def _check(run_options: argparse.Namespace, digits: str, output: Path) -> None:
+    """Complain of options that leave nothing to show, before the work."""
+    if run_options.data_dir != digits or run_options.dataset:
+        raise UserError('--data-dir, --dataset: not for quickstart, whose images are digits; timm-rla train takes them')
+    if run_options.val_split != 'validation':
+        raise UserError(f"--val-split {run_options.val_split or repr('')}: must be validation, whose digits are held "
+                        'out for what quickstart shows')
+    if run_options.epochs < 1:
+        raise UserError(f'--epochs {run_options.epochs}: must be at least 1')
+    if os.path.lexists(output) and not output.is_dir():
+        raise UserError(f'--output {output}: is no folder')
 
 
 def write_digits(root: Path) -> Path:

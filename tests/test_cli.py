@@ -47,6 +47,7 @@ def fails(tmp_path, capsys, monkeypatch):
     (['--device', 'cuda:99'], ['cuda:99']),
     (['--device', 'foo'], ['--device foo: no such device here; there are cpu']),
     (['--device', ''], ["--device '': no such device here; there are cpu"]),
+    (['--device', 'cpu:3'], ['--device cpu:3: no such device here']),
     (['--device', 'meta'], ['--device meta: no such device here']),
     (['--crop-pct', '95'], ['--crop-pct 95.0: must be from 0.1 to 1']),
     (['--crop-pct', '1e-9'], ['--crop-pct 1e-09: must be from 0.1 to 1']),

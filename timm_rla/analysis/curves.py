@@ -67,7 +67,6 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
         style = dict(
             color=COLORS[index % len(COLORS)],
             linestyle=STYLES[index // len(COLORS) % len(STYLES)],
-            marker='o' if len(rows) == 1 else None,  # a single epoch has no line
         )
         loss.plot(*_curve(rows, 'train_loss'), label=label, **{**style, **TRAINING})
         loss.plot(*_curve(rows, 'eval_loss'), **style)
@@ -76,6 +75,9 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
     loss.set(xlabel='Epoch', ylabel='Loss, thin: of training')
     error.set(xlabel='Epoch', ylabel='Top-1 error, validation (%)')
     for axes in (loss, error):
+        for line in axes.get_lines():
+            if len(line.get_xdata()) == 1:  # a single epoch has no line
+                line.set_marker('o')
         tidy_axes(axes)
         axes.xaxis.get_major_locator().set_params(integer=True)
     legend = figure.legend(loc='outside lower center', ncols=2, frameon=False, fontsize='small')

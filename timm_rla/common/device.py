@@ -72,7 +72,7 @@ def check_device(device: str) -> None:
         found = torch.device(device)
     except RuntimeError:
         found = None
-    if found is None or found.type != 'cpu' and (found.index or 0) >= _count(found.type):
+    if found is None or (found.index or 0) >= _count(found.type):
         known = ', '.join(['cpu', *here])
         raise UserError(f'--device {device or repr(device)}: no such device here; there are {known}')
 

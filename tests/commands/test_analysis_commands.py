@@ -1,6 +1,7 @@
 """`timm-rla attention` and `timm-rla gradcam`: what they write is right, and bad input is one line."""
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,10 +86,17 @@ def test_attention_command(trained, image_folder, capsys):
         assert line.split()[1:3] == [f'{float(row["mean"]):.4f}', f'{float(row["std"]):.4f}']
 
 
-def test_attention_picture_goes_into_the_model_card(trained, tmp_path):
-    (trained[0].parent / 'attention.png').touch()
-    assert cli.main(['export', str(trained[0]), str(tmp_path / 'export')]) == 0
-    assert '(attention.png)' in (tmp_path / 'export' / 'README.md').read_text()
+def test_attention_picture_goes_into_the_model_card(trained, image_folder, tmp_path):
+    """That of these weights alone."""
+    run = shutil.copytree(trained[0].parent, tmp_path / 'run')
+    last, first = run / 'last.pth.tar', run / 'first.pth.tar'
+    torch.save(dict(torch.load(last, weights_only=False), metric=0.), first)
+    for checkpoint, shown in ((last, True), (first, False)):
+        options = ['--data-dir', image_folder, *READ, '--output', run / 'attention.png']
+        assert cli.main(list(map(str, ['attention', '--checkpoint', checkpoint, *options]))) == 0
+        assert cli.main(['export', str(last), str(tmp_path / f'export-{shown}')]) == 0
+        card = (tmp_path / f'export-{shown}' / 'README.md').read_text()
+        assert ('(attention.png)' in card) == shown == (tmp_path / f'export-{shown}' / 'attention.png').exists()
 
 
 @pytest.mark.long

@@ -37,7 +37,13 @@ def _new_figure(blocks: Sequence[str], panels: int = 1, legend: float = 0.) -> A
     return figure, axes[:, 0]
 
 
-def plot_attention(moments: Moments, blocks: Sequence[str], output: Path, title: Optional[str] = None) -> Path:
+def plot_attention(
+        moments: Moments,
+        blocks: Sequence[str],
+        output: Path,
+        title: Optional[str] = None,
+        source: Optional[str] = None,
+) -> Path:
     """Mean layer attention with one standard deviation over the images; the first block of each stage is marked.
 
     Args:
@@ -45,6 +51,7 @@ def plot_attention(moments: Moments, blocks: Sequence[str], output: Path, title:
         blocks: Names of the blocks [L].
         output: File to write; PNG, SVG or PDF by its ending.
         title: Title of the picture.
+        source: Note in a PNG of the weights that it shows, as from `weights_id`.
 
     Returns:
         `output`.
@@ -62,7 +69,7 @@ def plot_attention(moments: Moments, blocks: Sequence[str], output: Path, title:
     axes.set_title(title and plain_label(title, 80), fontsize='medium')
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc='outside lower center', ncols=2, frameon=False)
-    return save_picture(figure, output)
+    return save_picture(figure, output, source=source)
 
 
 def distinct_classes(moments: Moments, count: int = SHOWN_CLASSES) -> List[int]:

@@ -6,6 +6,7 @@ from ..analysis.attention import attention_modules
 from ..analysis.attention_plot import plot_attention, plot_classes
 from ..analysis.attention_statistics import format_table, measure_attention, write_csv
 from ..analysis.classes import class_names, find_class
+from ..common.checkpoint import weights_id
 from ..common.datasets import image_files
 from ..common.errors import UserError
 from ..common.files import check_outputs
@@ -69,6 +70,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 
     title = f'{network.name}, {total:,} image{"s" if total > 1 else ""}'
     print(format_table(moments, blocks, names))
-    print(plot_attention(moments, blocks, output, title=title))
+    source = weights_id(Path(args.checkpoint), args.use_ema) if args.checkpoint else None
+    print(plot_attention(moments, blocks, output, title=title, source=source))
     print(plot_classes(moments, blocks, names, classes_output, classes, title=title))
     print(write_csv(moments, blocks, names, table))

@@ -90,7 +90,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         plain = freeze_at(model, {name: mean[0] for name, mean in whole.items()}, images[:2], **spec.model_kwargs)
     plain = place.place_model(plain)
     study: Dict[str, Any] = dict(
-        model=network.name, split=args.split, images=int(moments.count.sum()), blocks=spreads(moments, model))
+        model=network.name, epoch=completed_epochs(content, source) - 1, split=args.split,
+        images=int(moments.count.sum()), blocks=spreads(moments, model))
     if args.val_split:
         loader = validation_loader(args, network, place, args.val_split)
         attended, frozen = (correct_predictions(m, loader, place, label, args.log_freq)

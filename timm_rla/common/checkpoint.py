@@ -11,9 +11,10 @@ import torch.nn as nn
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
 
-from .errors import UserError, one_line
+from .errors import UserError, blame, one_line
+from .files import file_digest
 
-__all__ = ['describe_mismatch', 'load_weights', 'read_checkpoint']
+__all__ = ['describe_mismatch', 'load_weights', 'read_checkpoint', 'weights_id']
 
 
 WEIGHTS = ('state_dict', 'state_dict_ema')
@@ -78,6 +79,20 @@ def _offer(folder: Path) -> str:
     if 'model.safetensors' in found and (folder / 'config.json').is_file():
         return f' for --model local-dir:{folder}'
     return f'; did you mean {folder / found[0]}?' if found else ' without a checkpoint'
+
+
+def weights_id(path: Path, use_ema: bool = False) -> str:
+    """What tells the weights of a checkpoint from those of another, such as in a picture of them.
+
+    Args:
+        path: The file.
+        use_ema: Its EMA weights.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    with blame(str(path), OSError):
+        return file_digest(path) + ' EMA' * use_ema
 
 
 def load_weights(

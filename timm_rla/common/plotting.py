@@ -1,7 +1,7 @@
 """What all pictures of this package share: figures, colours, formats, names in them, and how a file is written."""
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from .errors import UserError, blame
 from .extras import import_extra
@@ -57,8 +57,15 @@ def tidy_axes(axes: Any) -> None:
     axes.spines[['top', 'right']].set_visible(False)
 
 
-def save_picture(figure: Any, output: Path, dpi: int = 150) -> Path:
-    """Write a figure in the format of the file's ending, PNG with so many dots per inch; returns `output`."""
+def save_picture(figure: Any, output: Path, dpi: int = 150, source: Optional[str] = None) -> Path:
+    """Write a figure in the format of the file's ending; returns `output`.
+
+    Args:
+        figure: Of matplotlib.
+        output: File to write.
+        dpi: Dots per inch of PNG.
+        source: What it shows, as a note in a PNG.
+    """
     matplotlib = import_extra('matplotlib', 'analysis')
     for text in figure.findobj(import_extra('matplotlib.text', 'analysis').Text):
         text.set_parse_math(False)  # a dollar in a name begins no formula
@@ -67,5 +74,6 @@ def save_picture(figure: Any, output: Path, dpi: int = 150) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(settings), replacing(output) as temporary, warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'Glyph .* missing')  # it draws a box
-            figure.savefig(temporary, format=output.suffix[1:], dpi=dpi)
+            note = dict(metadata={'Source': source}) if source and output.suffix == '.png' else {}
+            figure.savefig(temporary, format=output.suffix[1:], dpi=dpi, **note)
     return output

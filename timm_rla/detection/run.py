@@ -77,6 +77,11 @@ def train(args: argparse.Namespace) -> Path:
     Raises:
         UserError: Bad input; nothing has been written then.
     """
+    with StopRequest(at_once=True) as stop:
+        return _train(args, stop)
+
+
+def _train(args: argparse.Namespace, stop: StopRequest) -> Path:
     splits = {split: read_data(args, split) for split in ('train', 'val')}
     if splits['train'].names != splits['val'].names or splits['train'].category_ids != splits['val'].category_ids:
         raise UserError('categories of the two splits differ: ' + ' and '.join(
@@ -101,12 +106,12 @@ def train(args: argparse.Namespace) -> Path:
     data = DetectionData(
         splits['train'], splits['val'], args.batch_size, args.workers, args.seed, args.hflip, args.skip_unreadable)
     if int(os.environ.get('RANK', 0)):
-        _fit(args, module, data, folder)
+        _fit(args, module, data, folder, stop)
         return folder
     _describe(splits, detector)
     _logger.info(f'{batch_size} images per iteration, {plan}')
     with exclusive(folder, lambda holder: f'--experiment {folder}: another run writes here ({holder})'):
-        _fit(args, module, data, folder)
+        _fit(args, module, data, folder, stop)
     return folder
 
 
@@ -165,44 +170,44 @@ def _holds(folder: Path, checkpoint: str) -> bool:
     return Path(checkpoint).parent.resolve() == folder.resolve()
 
 
-def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path) -> None:
+def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path, stop: StopRequest) -> None:
     checkpoint, step = _checkpoint(args.resume, folder, module.description)
     plan = module.schedule
     eval_interval = min(args.eval_interval, plan.iterations)
     best = Best(folder)
-    with StopRequest() as stop:
-        average = [EMAWeightAveraging(decay=args.model_ema_decay)] * args.model_ema
-        callbacks: List[pl.Callback] = [
-            *average,  # before the checkpoints, which then have the average of their own iteration
-            Lines(args.log_interval),
-            Checkpoints(folder, args.checkpoint_interval, eval_interval, stop),
-            best,
-        ]
-        trainer = _trainer(
-            args.device,
-            max_steps=plan.iterations,
-            max_epochs=1,  # of as many batches as there are iterations
-            val_check_interval=eval_interval * args.accumulate,
-            check_val_every_n_epoch=None,
-            accumulate_grad_batches=args.accumulate,
-            gradient_clip_val=args.clip_grad,
-            precision=PRECISIONS[mixed_precision(args.amp_dtype, args.device)] if args.amp else '32-true',
-            log_every_n_steps=min(args.log_interval, plan.iterations * args.accumulate),
-            logger=_loggers(folder, args.log_tensorboard),
-            callbacks=callbacks,
-            plugins=[CheckpointFiles()],
-            default_root_dir=folder,
-        )
-        if trainer.is_global_zero:
-            best.found = _open(folder, vars(args), checkpoint, step)
-        try:
-            trainer.fit(module, data, ckpt_path=checkpoint)
-        except SIGTERMException as e:  # Lightning's, where it looks before `Checkpoints`: right behind an evaluation
-            raise Stopped(f'stopped after {trainer.global_step} iterations; --resume auto goes on') from e
-        if trainer.global_step % eval_interval:
-            trainer.validate(module, data, verbose=False)
-            if best.best_model_score is None or module.numbers['map'] > best.best_model_score:
-                trainer.save_checkpoint(folder / 'best.ckpt')
+    average = [EMAWeightAveraging(decay=args.model_ema_decay)] * args.model_ema
+    callbacks: List[pl.Callback] = [
+        *average,  # before the checkpoints, which then have the average of their own iteration
+        Lines(args.log_interval),
+        Checkpoints(folder, args.checkpoint_interval, eval_interval, stop),
+        best,
+    ]
+    trainer = _trainer(
+        args.device,
+        max_steps=plan.iterations,
+        max_epochs=1,  # of as many batches as there are iterations
+        val_check_interval=eval_interval * args.accumulate,
+        check_val_every_n_epoch=None,
+        accumulate_grad_batches=args.accumulate,
+        gradient_clip_val=args.clip_grad,
+        precision=PRECISIONS[mixed_precision(args.amp_dtype, args.device)] if args.amp else '32-true',
+        log_every_n_steps=min(args.log_interval, plan.iterations * args.accumulate),
+        logger=_loggers(folder, args.log_tensorboard),
+        callbacks=callbacks,
+        plugins=[CheckpointFiles()],
+        default_root_dir=folder,
+    )
+    if trainer.is_global_zero:
+        best.found = _open(folder, vars(args), checkpoint, step)
+    stop.remember()
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint)
+    except SIGTERMException as e:  # Lightning's, where it looks before `Checkpoints`: right behind an evaluation
+        raise Stopped(f'stopped after {trainer.global_step} iterations; --resume auto goes on') from e
+    if trainer.global_step % eval_interval:
+        trainer.validate(module, data, verbose=False)
+        if best.best_model_score is None or module.numbers['map'] > best.best_model_score:
+            trainer.save_checkpoint(folder / 'best.ckpt')
     if trainer.is_global_zero and module.numbers:
         _logger.info(f'Finished: mAP@.5 {module.numbers["map_50"]:.4f}, mAP@[.5,.95] {module.numbers["map"]:.4f}; '
                      f'{folder / "best.ckpt"} is the best checkpoint')

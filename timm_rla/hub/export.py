@@ -1,21 +1,26 @@
 """A checkpoint of a training run as a folder that timm and transformers load."""
 import json
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional
+
+from PIL import Image
 
 from .._timm import save_for_hf
-from ..common.checkpoint import read_checkpoint
+from ..common.checkpoint import read_checkpoint, weights_id
 from ..common.errors import UserError, blame
 from ..common.networks import Network, NetworkSpec, restore_network, trained_spec
+from ..common.summary import SUMMARY
 from ..common.trained import completed_epochs, training_options
 from .card import build_card, measured_accuracy
 
 __all__ = ['export']
 
-PICTURES = ('attention.png', 'curves.png')  # taken along from the run's folder if they are there
+_logger = logging.getLogger(__name__)
+
 # Left out of the configuration: licence, paper and name are those of the source of a warm start, not of these weights,
 # and the run was not validated at the size and crop for testing
 FOREIGN = ('license', 'origin_url', 'paper_ids', 'paper_name', 'description', 'notes', 'tag', 'test_input_size',
@@ -60,7 +65,7 @@ def export(
     network = restore_network(spec, content, source)
     run_dir, epochs = checkpoint.parent, completed_epochs(content, source)
     epoch = epochs - 1 if epochs else None
-    pictures = [name for name in PICTURES if (run_dir / name).is_file()]
+    pictures = _pictures(checkpoint, use_ema)
     card = build_card(
         network,
         options,
@@ -84,6 +89,26 @@ def export(
                 directory.rmdir()
             os.rename(folder, directory)
     return directory
+
+
+def _pictures(checkpoint: Path, use_ema: bool) -> List[str]:
+    """Pictures in the run's folder that are of these weights, and of all epochs of the run."""
+    attention, curves = (checkpoint.parent / name for name in ('attention.png', 'curves.png'))
+    pictures = []
+    if attention.is_file():
+        with blame(str(attention), OSError, ValueError), Image.open(attention) as image:
+            source = image.info.get('Source')
+        if source == weights_id(checkpoint, use_ema):
+            pictures.append(attention.name)
+        else:
+            _logger.warning(f'{attention}: of other weights than {checkpoint}; left out')
+    if curves.is_file():
+        summary = checkpoint.parent / SUMMARY
+        if not summary.is_file() or curves.stat().st_mtime >= summary.stat().st_mtime:
+            pictures.append(curves.name)
+        else:
+            _logger.warning(f'{curves}: older than {summary.name}; left out')
+    return pictures
 
 
 def _save(network: Network, folder: Path, spec: NetworkSpec) -> None:

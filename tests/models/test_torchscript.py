@@ -1,7 +1,7 @@
 """TorchScript, as for any ResNet of timm: modes, optimisation for inference, files, features, a detector."""
 import copy
 import io
-from typing import Dict
+from typing import Dict, Optional, Tuple
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ import torch.nn as nn
 import torch.nn.utils.prune as prune
 from helpers import assert_same, gradients, images, randn, relative_error, tiny_model
 from timm.utils import reparameterize_model
+
+from timm_rla.ops.lstm import CellWeights, LSTMState
 
 pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit')
 
@@ -116,6 +118,27 @@ def test_an_lstm_that_the_formula_does_not_stand_for_is_an_error(change, folded)
     change(model)
     with pytest.raises(RuntimeError, match='TorchScript takes the LSTM only as a plain'):
         torch.jit.script(model)
+
+
+class Adapter(nn.Module):
+    """A block of another kind, for whose sake folding leaves the LSTM as it is."""
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            state: Optional[LSTMState],
+            step: CellWeights,
+    ) -> Tuple[torch.Tensor, Optional[LSTMState]]:
+        return 2 * x, state
+
+
+def test_with_a_block_of_another_kind(folded):
+    model = create('rla', False).eval()
+    model.layer2.append(Adapter())
+    if folded:
+        model = reparameterize_model(model)
+    assert type(model.lstm) is nn.LSTMCell
+    assert_same_outputs(torch.jit.script(model), model)
 
 
 class Backbone(nn.Module):

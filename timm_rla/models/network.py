@@ -9,7 +9,7 @@ state (blocks.py). The parameters that come on top are `lstm.*` and, in each blo
 others keep the names that they have in timm.
 """
 from collections import Counter
-from typing import Any, Dict, Final, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
@@ -57,8 +57,6 @@ class RecurrentLayerAttention(nn.Module):
     Raises:
         ValueError: `context`, `context_dim`, `hidden_dim` or `reduction` is out of range.
     """
-    folded: Final[bool]  # a constant to TorchScript, which compiles one of the two cells
-
     def __init__(
             self,
             block: Type[RecurrentBlock],
@@ -200,10 +198,10 @@ class RecurrentLayerAttention(nn.Module):
             return step_function(self.lstm)
         if self.lstm is None:  # no block is left to take a step
             return CellWeights(None, torch.empty(0), None)
-        elif self.folded:
-            return CellWeights(None, self.lstm.weight_hh, None)
-        else:  # of three branches TorchScript compiles one
+        elif hasattr(self.lstm, 'weight_ih'):  # of three branches TorchScript compiles one
             return CellWeights(self.lstm.weight_ih, self.lstm.weight_hh, self.lstm.bias_ih + self.lstm.bias_hh)
+        else:
+            return CellWeights(None, self.lstm.weight_hh, None)
 
     @torch.jit.unused
     def __prepare_scriptable__(self) -> 'RecurrentLayerAttention':
@@ -212,7 +210,7 @@ class RecurrentLayerAttention(nn.Module):
         Raises:
             RuntimeError: The LSTM is not what the formula computes.
         """
-        kind = FoldedCell if self.folded else nn.LSTMCell
+        kind = FoldedCell if isinstance(self.lstm, FoldedCell) else nn.LSTMCell
         if self.lstm is not None and not is_vanilla(self.lstm, kind):
             raise RuntimeError(
                 f'TorchScript takes the LSTM only as a plain {kind.__name__} without hooks, not as '

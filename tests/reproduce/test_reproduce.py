@@ -355,6 +355,25 @@ def test_folder_of_another_table(tmp_path, capsys):
     assert 'neither empty nor' in capsys.readouterr().err and (folder / 'mine.txt').read_text() == 'mine'
 
 
+def test_a_run_with_other_options(tmp_path, capsys):
+    """Its command was printed for the folder before another one, and has run since."""
+    command = ['reproduce', 'table1', '--depth', '20', '--datasets', 'cifar10', '--only', 'plain', '--seeds', '0',
+               '--output', str(tmp_path / 'out')]
+    assert cli.main([*command, '--lr', '0.5', '--print']) == 0
+    line = shlex.split(capsys.readouterr().out)[4:]
+    assert cli.main([*command, '--lr', '0.25', '--print']) == 0
+    run = tmp_path / 'out' / 'cifar10-20-plain-seed0'
+    run.mkdir()
+    args = vars(parse(TASKS['classification'].parser(), line))
+    (run / 'args.yaml').write_text(yaml.safe_dump(dict(args, device='cuda', workers=77)))
+    for further in ([], ['--print'], ['--report']):
+        assert cli.main([*command, '--lr', '0.25', *further]) == 2
+        assert 'cifar10-20-plain-seed0 is a run with lr 0.5, not 0.25' in capsys.readouterr().err
+    (tmp_path / 'out' / 'table.yaml').write_text(yaml.safe_dump(dict(table='table1', epochs=None,
+                                                                     options=['--lr', '0.5'])))
+    assert cli.main([*command, '--lr', '0.5', '--report']) == 0
+
+
 def test_two_harnesses_at_once(tmp_path, capsys):
     results = Results(tmp_path / 'out', small_table(), None, [])
     with results.locked():

@@ -24,6 +24,8 @@ __all__ = ['Results', 'recipe_length', 'run_all', 'shell_commands', 'train_optio
 
 SETTINGS = 'table.yaml'  # of a results folder: what its runs have in common
 POLL = 1.  # seconds
+ARGS = 'args.yaml'  # of a run: its options
+ELSEWHERE = {'output', 'experiment', 'resume', 'device', 'workers'}  # options that may be others on another machine
 GIVEN = {  # options of a run that cannot be chosen, as --config would be by another file
     'config': 'the recipe is that of the data set; its options can be given',
     'seed': '--seeds says which seeds there are',
@@ -103,8 +105,26 @@ class Results:
         """Rows of a run's summary that a report can use; those without validation, or damaged, are not among them."""
         return [row for row in read_summary(self.path / run.name) if self.table.task.is_whole(row)]
 
+    def _check_run(self, run: Run) -> None:
+        """Complain of a run with other options: its command may have been printed before the folder became of these."""
+        file = self.path / run.name / ARGS
+        if file.is_file():
+            task, found = self.table.task, read_mapping(file, str(file))
+            args = vars(parse(task.parser(), train_options(task, run, self.length, self.options)))
+            options = yaml.safe_load(yaml.safe_dump(args))  # as they are in the file, where a tuple is a list
+            differ = [f'{name} {found[name]}, not {options[name]}' for name in sorted(found.keys() & options.keys())
+                      if name not in ELSEWHERE and found[name] != options[name]]
+            if differ:
+                raise UserError(f'--output {self.path}: {run.name} is a run with {"; ".join(differ)}; choose another '
+                                'folder')
+
     def is_finished(self, run: Run) -> bool:
-        """True if the summary of a run goes to its end."""
+        """True if the summary of a run goes to its end.
+
+        Raises:
+            UserError: It is a run with other options.
+        """
+        self._check_run(run)
         rows = read_summary(self.path / run.name)
         return bool(rows) and self.table.task.done(rows[-1]) >= self.ends[run.cell]
 

@@ -60,6 +60,8 @@ def fails(tmp_path, capsys, monkeypatch):
     (['--interpolation', 'linear'], ['--interpolation linear', 'bicubic', 'did you mean bilinear']),
     (['--mean', '0.5', '0.5'], ['--mean 0.5 0.5: 2 numbers for 3 channels']),
     (['--std', '1', '1', '1', '1'], ['--std 1.0 1.0 1.0 1.0: 4 numbers for 3 channels']),
+    (['--scale', '0.5'], ['--scale 0.5: must be two numbers']),
+    (['--cutmix-minmax', '0.8', '0.2'], ['--cutmix-minmax 0.8 0.2: must be two numbers']),
     (['--config'], ['--config', 'expected one argument']),
     (['--config', ''], ["--config '': is empty"]),
     (['--data-dir', ''], ["--data-dir '': is empty"]),
@@ -104,6 +106,7 @@ def test_bad_option(fails, image_folder, options, words):
     ({'epochs': True}, ['epochs: True is not of type int']),
     ({'mean': [0.5, None, 0.5]}, ['mean', 'is not of type list of float']),
     ({'decay_milestones': [True]}, ['decay_milestones: [True] is not of type list of int']),
+    ({'scale': []}, ['scale', 'two numbers']),
     ({'input_size': [3, 8]}, ['input_size: [3, 8] is not of type list of int, 3 of them']),
     (['epochs'], ['mapping']),
 ], ids=str)

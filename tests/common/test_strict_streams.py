@@ -3,10 +3,12 @@ import io
 import json
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import timm_rla_cli as cli
+from timm_rla.common.datasets import DataSource, open_dataset
 
 IMAGES = 12
 
@@ -51,6 +53,16 @@ def test_webdataset(tmp_path, capsys, broken, words, workers):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == (2 if broken else 0), error
     assert all(word in error for word in words) and (not broken or 'cannot read image' in error), error
+
+
+def test_16_bits_in_a_webdataset(tmp_path, monkeypatch):
+    pytest.importorskip('webdataset', reason='needs pip install webdataset')
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)).save(buffer, 'png')
+    monkeypatch.setitem(globals(), 'picture', lambda *args: buffer.getvalue())
+    write_shards(tmp_path, '')
+    image, _ = next(iter(open_dataset(DataSource(str(tmp_path), 'wds/'), 'validation')))
+    assert image.mode == 'RGB' and image.getpixel((3, 3)) == (100, 100, 100)
 
 
 @pytest.mark.parametrize('streams', [False, True])

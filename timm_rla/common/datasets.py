@@ -87,13 +87,25 @@ class StrictImageDataset(ImageDataset):
 
 
 class StrictImageStream(IterableImageDataset):
-    """timm's IterableImageDataset, where a sample that cannot be read is an error that names it."""
+    """timm's IterableImageDataset, where a sample that cannot be read is an error that names it.
+
+    Readers of files hand on the images as they are, to be converted here; that of TFDS has arrays, not files.
+    """
+
+    def __init__(self, root: Optional[str], reader: Any):
+        super().__init__(root, reader=reader)
+        self.mode = None
+        if type(reader).__name__ in ('ReaderWds', 'ReaderHfids'):
+            self.mode, reader.input_img_mode = reader.input_img_mode, None
 
     def __iter__(self) -> Iterator[Tuple[Any, Any]]:
         if type(self.reader).__name__ == 'ReaderWds':  # in each worker anew
             report_webdataset_errors(_cannot_read)
         try:
-            yield from super().__iter__()
+            for image, target in self.reader:
+                image = eight_bits(image).convert(self.mode) if self.mode else image
+                image = self.transform(image) if self.transform is not None else image
+                yield image, self.target_transform(target) if self.target_transform is not None else target
         except (UserError, GeneratorExit):
             raise
         except Exception as e:  # readers and PIL raise whatever a damaged sample leads them to

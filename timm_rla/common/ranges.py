@@ -67,6 +67,9 @@ RANGES: Dict[str, Range] = {
 }
 
 
+PAIRS = ('scale', 'ratio', 'cutmix_minmax')  # of a least and a largest number
+
+
 def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
     """Complain of a number that an option cannot have.
 
@@ -75,7 +78,7 @@ def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
         source: What holds them, for the message; the command line if None.
 
     Raises:
-        UserError: There is one; names the option, the value and the range.
+        UserError: There is one, or a pair that is none; names the option, the value and the range.
     """
     for name in RANGES.keys() & options.keys():
         value = options[name]
@@ -85,3 +88,8 @@ def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
             if not isinstance(number, (int, float)) or isinstance(number, bool) or not RANGES[name].holds(number):
                 subject = f'{source}: {name}' if source else f'--{name.replace("_", "-")}'
                 raise UserError(f'{subject} {reprlib.repr(number)}: must be {RANGES[name]}')
+    for name in PAIRS:
+        pair = options.get(name)
+        if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
+            subject = f'{source}: {name}' if source else f'--{name.replace("_", "-")}'
+            raise UserError(f'{subject} {" ".join(map(str, pair))}: must be two numbers, the least and the largest')

@@ -147,7 +147,7 @@ def test_config_says_something_twice(fails, tmp_path, text, name):
     (['validate', '--model', 'resnet20_cifar', '--use-ema'], '--use-ema: without a checkpoint'),
     (['gradcam', 'a', '--model', 'resnet20_cifar', '--baseline-checkpoint', 'b'], '--baseline-checkpoint b: no such'),
     (['benchmark', '--seconds', 'inf'], '--seconds inf'),
-    (['benchmark', '--model', 'resnet18', '--model-kwargs', 'x'], "x"),
+    (['benchmark', '--model', 'resnet18', '--device', 'foo'], '--device foo: no such device here; there are cpu'),
 ], ids=lambda value: ' '.join(value)[:30] if isinstance(value, list) else '')
 def test_bad_words(fails, argv, words):
     device = ['--device', 'cpu'] if argv[0] in ('validate', 'gradcam') else []

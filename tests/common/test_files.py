@@ -33,7 +33,7 @@ def test_text_is_the_same_in_every_locale(tmp_path):
     (['summary.csv'], 'of a training run'),
     (['.'], 'is a folder'),
     (['pipe'], 'no plain file'),
-    (['in.png/x.csv'], 'in.png'),
+    (['in.png/x.csv'], 'in.png is no folder'),
     (['n' * 5000], 'too long'),
     (['n' * 255], 'too long'),
     (['a\0b'], 'null'),

@@ -3,11 +3,11 @@ from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
 import timm
-import torch
 from timm.models import get_pretrained_cfg
 
+from ..common.device import check_device
 from ..common.environment import describe_environment
-from ..common.errors import UserError, blame, closest
+from ..common.errors import UserError, closest
 from .results import find, read
 from .suites import SUITES, Setting
 from .variants import FOLDED, TRITON, is_detector, suffixes
@@ -102,12 +102,9 @@ def check_devices(plan: Sequence[Setting]) -> None:
         UserError: It has not.
     """
     for name in dict.fromkeys(setting.device for setting in plan):
-        with blame(f'--device {name}', RuntimeError):
-            device = torch.device(name)
-        if device.type not in ('cpu', 'cuda'):
+        check_device(name)
+        if not name.startswith(('cpu', 'cuda')):
             raise UserError(f'--device {name}: neither cpu nor cuda')
-        if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f'--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices on this machine')
 
 
 def not_measured(plan: Sequence[Setting], output: Path) -> List[Setting]:

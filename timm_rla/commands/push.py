@@ -45,6 +45,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         for path in sorted(folder.iterdir()):
             print(f'{path.stat().st_size:>12,}  {path.name}')
         if args.dry_run:
-            print(f'\nNothing was sent to {args.repo_id}. The model card:\n\n{(folder / "README.md").read_text()}')
+            card = (folder / 'README.md').read_text(encoding='utf-8')
+            print(f'\nNothing was sent to {args.repo_id}. The model card:\n\n{card}')
             return
         print(push(folder, args.repo_id, args.private, args.revision, args.create_pr, args.token))

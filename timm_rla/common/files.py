@@ -85,6 +85,8 @@ def check_writable(path: Path, option: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         temporary.unlink(missing_ok=True)
+    except FileExistsError as e:
+        raise UserError(f'{option} {path}: {e.filename} is no folder') from e
     except (OSError, ValueError) as e:  # ValueError: a null in the name; the reason alone, names may be long
         raise UserError(f'{option} {path}: {getattr(e, "strerror", None) or one_line(e)}') from e
 

@@ -55,8 +55,6 @@ def fails(tmp_path, capsys, monkeypatch):
     (['--model-kwargs', 'layers='], ["'layers=' is not KEY=VALUE"]),
     (['--model-kwargs', 'layers=(1,1'], ['(1,1 is no list or tuple']),
     (['--opt-kwargs', 'nesterov'], ["'nesterov' is not KEY=VALUE"]),
-    (['--input-size', '3', '24', '24'], ['--input-size 3 24 24', '--img-size 8']),
-    (['--input-size', '3', '8', '8', '--in-chans', '1'], ['--input-size 3 8 8', '--in-chans 1']),
     (['--interpolation', 'linear'], ['--interpolation linear', 'bicubic', 'did you mean bilinear']),
     (['--mean', '0.5', '0.5'], ['--mean 0.5 0.5: 2 numbers for 3 channels']),
     (['--std', '1', '1', '1', '1'], ['--std 1.0 1.0 1.0 1.0: 4 numbers for 3 channels']),

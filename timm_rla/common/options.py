@@ -229,18 +229,7 @@ def loader_spec(args: argparse.Namespace) -> LoaderSpec:
 
 
 def input_spec(args: argparse.Namespace) -> InputSpec:
-    """What `add_model_options`, or the options of training, tell of a network's input.
-
-    Raises:
-        UserError: --input-size says something else than --img-size or --in-chans.
-    """
-    if args.input_size is not None:
-        channels, *size = args.input_size
-        whole = f'--input-size {" ".join(map(str, args.input_size))}'
-        if args.in_chans not in (None, channels):
-            raise UserError(f'{whole}: has other channels than --in-chans {args.in_chans}; leave one out')
-        if args.img_size is not None and size != [args.img_size] * 2:
-            raise UserError(f'{whole}: is another size than --img-size {args.img_size}; leave one out')
+    """What `add_model_options`, or the options of training, tell of a network's input."""
     return InputSpec(
         in_chans=args.in_chans,
         img_size=args.img_size,

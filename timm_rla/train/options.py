@@ -6,7 +6,7 @@ other than that is an error, never silently ignored. Additions: `--in-memory`, `
 """
 import argparse
 from dataclasses import replace
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional
 
 from timm.utils import ParseKwargs
 
@@ -270,10 +270,8 @@ def data_spec(args: argparse.Namespace, num_classes: int, interpolation: str) ->
         interpolation: That of the network, where the options name no other.
 
     Raises:
-        UserError: Bounds that are none, or images that cannot be mixed in pairs.
+        UserError: Batches of an odd size, whose images cannot be mixed in pairs.
     """
-    for name in ('scale', 'ratio', 'cutmix_minmax'):
-        _check_bounds(f'--{name.replace("_", "-")}', getattr(args, name))
     loader = loader_spec(args)
     pads = args.train_crop_mode == 'pad' and not args.no_aug
     return DataSpec(
@@ -304,11 +302,6 @@ def data_spec(args: argparse.Namespace, num_classes: int, interpolation: str) ->
         in_memory=args.in_memory,
         size_given=args.img_size is not None or args.input_size is not None,
     )
-
-
-def _check_bounds(option: str, bounds: Optional[Sequence[float]]) -> None:
-    if bounds is not None and not (len(bounds) == 2 and 0 <= bounds[0] <= bounds[1]):
-        raise UserError(f'{option} {" ".join(map(str, bounds))}: must be two numbers, the lower one first')
 
 
 def _mixup(args: argparse.Namespace, num_classes: int) -> Dict[str, Any]:

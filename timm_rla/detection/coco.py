@@ -103,8 +103,8 @@ def read_split(annotations: Path, images: Path, option: str, skip_missing: bool 
         skip_missing: Leave out images that are not there, and say how many.
 
     Raises:
-        UserError: Not such a file, no folder of images, an image that is not there, an id or a category that occurs
-            twice, or no object that can be learned or found.
+        UserError: Not such a file, no folder of images, an image that is not there, an id that occurs twice, or
+            no object that can be learned or found.
     """
     source = f'{option} {annotations}'
     if not images.is_dir():
@@ -177,11 +177,13 @@ def _categories(categories: List[Dict[str, Any]], source: str) -> Tuple[List[int
             raise UserError(f'{source}: category {category} has the name {reprlib.repr(name)}, which must be a text')
     if not ids:
         raise UserError(f'{source}: no categories')
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:  # results by name would be of one of them
-        numbers = ' and '.join(str(number) for number, other in zip(ids, names) if other == name)
-        raise UserError(f'{source}: categories {numbers} have the same name {reprlib.repr(name)}')
-    order = sorted(zip(ids, names))
+    # Some tools name the category above all others as one of these: results go by name, and would be of one of them
+    counts = Counter(names)
+    twice = {name for name in names if counts[name] > 1}
+    if twice:
+        _logger.warning(f'{source}: categories of the same name get their ids behind it: '
+                        f'{reprlib.repr(sorted(twice))}')
+    order = sorted((number, f'{name} ({number})' if name in twice else name) for number, name in zip(ids, names))
     return [category for category, _ in order], [name for _, name in order]
 
 

@@ -2,7 +2,7 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import torch
 from timm.utils import ParseKwargs
@@ -15,7 +15,7 @@ from .faster_rcnn import NECKS
 from .schedule import Schedule
 
 __all__ = [
-    'add_checkpoint_options', 'add_data_options', 'check_outputs', 'detector_arguments', 'device', 'find_data',
+    'add_checkpoint_options', 'add_data_options', 'detector_arguments', 'device', 'find_data',
     'read_data', 'schedule', 'train_parser',
 ]
 
@@ -169,24 +169,6 @@ def read_data(args: argparse.Namespace, split: str) -> CocoSplit:
         UserError: It is not named, or not there, or not in the format of COCO.
     """
     return read_split(*find_data(args, split), args.skip_missing)
-
-
-def check_outputs(outputs: List[Tuple[str, Optional[str]]], inputs: List[Tuple[str, Any]]) -> None:
-    """Complain of an output that would take the place of what is read, or of another output.
-
-    Args:
-        outputs: Options and their files, None for those that are not given.
-        inputs: Options and their files.
-
-    Raises:
-        UserError: There is one.
-    """
-    taken = {Path(path).resolve(): option for option, path in inputs}
-    for option, path in outputs:
-        if path:
-            other = taken.setdefault(Path(path).resolve(), option)
-            if other != option:
-                raise UserError(f'{option} {path}: that is the file of {other}, which it would write over')
 
 
 def detector_arguments(args: argparse.Namespace) -> Dict[str, Any]:

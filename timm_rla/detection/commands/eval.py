@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from ...common.errors import UserError, blame
-from ...common.files import check_writable, replacing
+from ...common.files import check_outputs, replacing
 from ...common.options import OptionParser
 from ...common.table import format_columns
 from ..checkpoint import load_detector
 from ..evaluation import NUMBERS, by_class_name
-from ..options import add_checkpoint_options, add_data_options, check_outputs, find_data, read_data
+from ..options import add_checkpoint_options, add_data_options, find_data, read_data
 from ..run import evaluate
 
 __all__ = ['main']
@@ -32,12 +32,9 @@ def eval_parser() -> OptionParser:
 def main(argv: List[str]) -> None:
     """Command line."""
     args = eval_parser().parse_args(argv)
-    annotations, _, named_by = find_data(args, 'val')
-    outputs = [(f'--{option}', getattr(args, option)) for option in ('json', 'csv', 'results')]
-    check_outputs(outputs, [('--checkpoint', args.checkpoint), (named_by, annotations)])
-    for option, path in outputs:
-        if path:
-            check_writable(Path(path), option)
+    annotations = find_data(args, 'val')[0]
+    outputs = {f'--{option}': getattr(args, option) for option in ('json', 'csv', 'results')}
+    check_outputs([(option, Path(path)) for option, path in outputs.items() if path], [args.checkpoint, annotations])
     split = read_data(args, 'val')
     other = {} if args.box_score_thresh is None else dict(box_score_thresh=args.box_score_thresh)
     detector = load_detector(args.checkpoint, **other)

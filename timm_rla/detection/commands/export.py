@@ -7,10 +7,10 @@ from typing import List
 import torch
 
 from ...common.errors import UserError, blame
-from ...common.files import check_writable, replacing
+from ...common.files import check_outputs, replacing
 from ...common.options import OptionParser
 from ..checkpoint import load_detector
-from ..options import add_checkpoint_options, check_outputs
+from ..options import add_checkpoint_options
 
 __all__ = ['main']
 
@@ -38,8 +38,7 @@ def main(argv: List[str]) -> None:
         raise UserError(f'{path}: the package onnx is missing; pip install onnx')
     if args.device != 'cpu':
         raise UserError(f'--device {args.device}: the file is made on the cpu, and runs where it is loaded to')
-    check_outputs([('FILE', args.file)], [('--checkpoint', args.checkpoint)])
-    check_writable(path, 'FILE')
+    check_outputs([('FILE', path)], [args.checkpoint])
     model = load_detector(args.checkpoint).model
     with blame(str(path), OSError, RuntimeError), replacing(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -8,14 +8,14 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from ...common.errors import UserError, blame
-from ...common.files import check_writable, replacing
+from ...common.files import check_outputs, check_writable, replacing
 from ...common.images import find_images
 from ...common.options import OptionParser
 from ...common.progress import Progress
 from ..checkpoint import TrainedDetector, load_detector
 from ..data import read_pixels
 from ..evaluation import coco_results
-from ..options import add_checkpoint_options, check_outputs
+from ..options import add_checkpoint_options
 
 __all__ = ['main']
 
@@ -42,10 +42,8 @@ def main(argv: List[str]) -> None:
     if not paths:
         raise UserError('; '.join(problems))
     output = Path(args.output)
-    check_outputs([('--json', args.json)], [('--checkpoint', args.checkpoint), *(('IMAGE', path) for path in paths)])
     check_writable(output / 'image.png', '--output')
-    if args.json:
-        check_writable(Path(args.json), '--json')
+    check_outputs([('--json', Path(args.json))] if args.json else [], [args.checkpoint, *paths])
     detector = load_detector(args.checkpoint, device=args.device)
     results: List[Dict[str, Any]] = []
     done = 0  # images

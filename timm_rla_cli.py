@@ -90,9 +90,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     from timm_rla.common.ranks import failed_elsewhere, is_first_to_say, where
     from timm_rla.common.stopping import Stopped
 
+    title = f'{name} {rest[0]}' if name == 'detect' and rest and rest[0].isalpha() else name
+
     def say(message: str) -> None:
         if is_first_to_say(message):
-            print(f'timm-rla {name}: {message}', file=sys.stderr, flush=True)
+            print(f'timm-rla {title}: {message}', file=sys.stderr, flush=True)
 
     setup_logging()
     _show_all_names()

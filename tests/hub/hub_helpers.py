@@ -19,11 +19,7 @@ MODEL_KWARGS = ['--model-kwargs', 'layers=(1,1,1)', 'context=gmp', 'hidden_dim=2
 
 
 def train(data, output, *options):
-    tiny = TINY
-    if '--input-size' in options:  # instead of another size
-        at = TINY.index('--img-size')
-        tiny = TINY[:at] + TINY[at + 2:]
-    return run.train(parse(train_parser(), [*tiny, '--data-dir', str(data), '--output', str(output), *options]))
+    return run.train(parse(train_parser(), [*TINY, '--data-dir', str(data), '--output', str(output), *options]))
 
 
 def load(path):

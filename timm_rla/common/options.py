@@ -306,10 +306,7 @@ def parse(parser: OptionParser, argv: Optional[List[str]] = None) -> argparse.Na
     config_parser.add_argument('-c', '--config', metavar='FILE')
     path = config_parser.parse_known_args(argv)[0].config
     if path is not None:
-        config = read_mapping(find_recipe(path), f'--config {path}')
-        if any(text.split('=')[0] == '--input-size' for text in argv):  # it says what these do, and is above the recipe
-            config = {name: value for name, value in config.items() if name not in ('img_size', 'in_chans')}
-        parser.set_config(config, f'--config {path}')
+        parser.set_config(read_mapping(find_recipe(path), f'--config {path}'), f'--config {path}')
     args = parser.parse_args(argv)
     del args.config
     return args

@@ -67,7 +67,7 @@ def check_device(device: str) -> None:
     """
     here = [f'{kind}:{index}' for kind in ('cuda', 'mps', 'xpu') for index in range(_count(kind))]
     if device.startswith('cuda') and not here:
-        raise UserError(f'--device {device}: PyTorch finds no GPU here; --device cpu runs without one')
+        raise UserError(f'--device {device}: PyTorch finds no CUDA GPU here; --device cpu runs without one')
     try:
         found = torch.device(device)
     except RuntimeError:

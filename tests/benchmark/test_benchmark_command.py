@@ -144,7 +144,7 @@ def test_suite_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys, i
     (['--seconds', 'nan'], ['--seconds', 'nan']),
     (['--threads', '0'], ['--threads', '0']),
     (['--device', 'cuda:99'], ['cuda:99', 'CUDA']),
-    (['--device', 'meta'], ['meta', 'cpu', 'cuda']),
+    (['--device', 'meta'], ['meta', 'no such device here; there are cpu']),
     (['--device', 'gpu'], ['gpu']),
     (['--precision', 'fp8'], ['fp8', 'amp_bfloat16']),
     (['--torchcompile', 'inducktor'], ['inducktor']),

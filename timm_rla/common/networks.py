@@ -17,8 +17,8 @@ from .errors import UserError, blame, closest
 from .trained import architecture_arguments, check_sizes, training_options
 
 __all__ = [
-    'InputSpec', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network', 'network_class',
-    'restore_network', 'saved_arguments', 'trained_spec',
+    'INTERPOLATIONS', 'InputSpec', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network',
+    'network_class', 'restore_network', 'saved_arguments', 'trained_spec',
 ]
 
 _logger = logging.getLogger(__name__)

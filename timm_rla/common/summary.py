@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from .errors import blame
-from .files import replacing
+from .files import writing_text
 
 __all__ = ['SUMMARY', 'best_row', 'is_row', 'metric_key', 'read_summary', 'restore_rows', 'trim_summary',
            'write_row']
@@ -108,7 +108,7 @@ def _write(path: Path, rows: List[Dict[str, float]]) -> None:
         path.unlink(missing_ok=True)
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with blame(str(path), OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+    with blame(str(path), OSError), writing_text(path) as f:
         writer = csv.DictWriter(f, columns)
         writer.writeheader()
         writer.writerows(dict(row, epoch=int(row[EPOCH])) for row in rows)

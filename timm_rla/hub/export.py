@@ -60,8 +60,6 @@ def export(
     content = read_checkpoint(str(checkpoint), 'CHECKPOINT')
     spec = trained_spec(NetworkSpec(use_ema=use_ema), content, source)
     options = training_options(content, source)
-    if use_ema and not content.get('state_dict_ema'):
-        raise UserError(f'--use-ema: {checkpoint} holds no EMA weights')
     network = restore_network(spec, content, source)
     run_dir, epochs = checkpoint.parent, completed_epochs(content, source)
     epoch = epochs - 1 if epochs else None

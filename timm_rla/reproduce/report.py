@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..common.extras import import_extra
-from ..common.files import replacing
+from ..common.files import writing_text
 from ..common.options import parse
 from ..common.summary import SUMMARY, read_summary
 from .plan import Cell, Run
@@ -175,8 +175,8 @@ def write_markdown(path: Path, heading: str, rows: Sequence[Row], unit: str, mor
     lines = [f'# {heading}']
     for metric in dict.fromkeys(row.metric for row in rows):
         lines += ['', *_metric_lines(metric, [row for row in rows if row.metric == metric], unit)]
-    with replacing(path) as temporary:
-        temporary.write_text('\n'.join([*lines, *more]) + '\n')
+    with writing_text(path) as f:
+        f.write('\n'.join([*lines, *more]) + '\n')
     return path
 
 
@@ -184,7 +184,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> Path:
     """Write a row for each metric, cell and seed, with the figures of the cell; returns `path`."""
     columns = ['dataset', 'depth', 'cell', 'model', 'metric', 'seed', 'value', 'mean', 'std', 'n', 'difference',
                'lower', 'upper', 'pairs', 'paper', 'params', 'paper_params']
-    with replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+    with writing_text(path) as f:
         writer = csv.DictWriter(f, columns)
         writer.writeheader()
         for row in rows:

@@ -12,6 +12,7 @@ from timm.utils import ParseKwargs
 
 from ..common.device import default_device, default_workers
 from ..common.errors import UserError
+from ..common.networks import INTERPOLATIONS
 from ..common.options import OptionParser, add_reader_options, data_source, input_spec, loader_spec
 from .data import DataSpec, SplitSpec
 
@@ -158,7 +159,8 @@ def _add_augmentation(add: Callable[..., Any]) -> None:
     add('--mixup-mode', default='batch', choices=('batch', 'pair', 'elem'), help='what shares one mixing value')
     add('--mixup-off-epoch', type=int, default=0, metavar='N', help='no mixing from this epoch on, if not 0')
     add('--smoothing', type=float, default=0.1, help='label smoothing')
-    add('--train-interpolation', default='random', metavar='NAME', help='image resize interpolation for training')
+    add('--train-interpolation', default='random', choices=('', 'random', *INTERPOLATIONS),
+        help='image resize interpolation for training, that of validation if empty')
     add('--drop', type=float, default=0., metavar='PROB', help='dropout before the classifier')
     add('--drop-path', type=float, metavar='PROB', help='stochastic depth')
     add('--drop-block', type=float, metavar='PROB', help='DropBlock')

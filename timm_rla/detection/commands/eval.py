@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from ...common.errors import UserError, blame
-from ...common.files import check_outputs, replacing
+from ...common.files import check_outputs, writing_text
 from ...common.options import OptionParser
 from ...common.table import format_columns
 from ..checkpoint import load_detector
@@ -58,14 +58,14 @@ def main(argv: List[str]) -> None:
 
 
 def _write(path: Path, option: str, text: str) -> None:
-    with blame(f'{option} {path}', OSError), replacing(path) as temporary:
-        temporary.write_text(text)
+    with blame(f'{option} {path}', OSError), writing_text(path) as f:
+        f.write(text)
 
 
 def _write_csv(path: Path, numbers: Dict[str, Any]) -> None:
     rows = [(name, '', numbers[name]) for name in NUMBERS]
     rows += [('map', name, value) for name, value in numbers['per_class'].items()]
-    with blame(f'--csv {path}', OSError), replacing(path) as temporary, open(temporary, 'w', newline='') as f:
+    with blame(f'--csv {path}', OSError), writing_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['number', 'class', 'value'])
         writer.writerows(rows)

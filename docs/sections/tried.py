@@ -44,11 +44,12 @@ def torture(results: Path) -> List[str]:
     if not path.is_file():
         return ['Not run to its end yet.']
     rows = read_rows(path)
-    last = rows[-1]
+    last, dates = rows[-1], sorted(row['date'] for row in rows)
+    days = ' to '.join(dict.fromkeys([dates[0], dates[-1]]))
     torch = last['torch'].split('+')[0]
     cells = ([row['what'], f'{int(row["tries"]):,}', row['failed']] for row in rows)
     return [*table(['what', 'tries', 'failed'], cells), '',
-            f'Run on {last["date"]}, Python {last["python"]}, torch {torch}, timm {last["timm"]}.']
+            f'Run on {days}, Python {last["python"]}, torch {torch}, timm {last["timm"]}.']
 
 
 def matrix(results: Path) -> List[str]:

@@ -1,4 +1,5 @@
-"""`make torture`: the long forms of the tests of reliability. Prints a table and writes results/torture.csv.
+"""`make torture`: the long forms of the tests of reliability. Prints a table and writes results/torture.csv, with --only
+the rows of what was tried.
 
 Training runs are forked from this process, which has everything imported: a kill then costs a second.
 """
@@ -407,8 +408,7 @@ def main() -> int:
             if name == 'disks':
                 show(found)
             results += found
-    if args.only is None:
-        write(results)
+    write(results, keep=args.only is not None)
     shutil.rmtree(folder)
     failed = sum(bool(result.failures) for result in results)
     print(f'{sum(result.tries for result in results):,} tries, {failed} of {len(results)} kinds failed')
@@ -426,14 +426,20 @@ def small_digits(folder: Path) -> Path:
     return digits
 
 
-def write(results: List[Result]) -> None:
-    """Write results/torture.csv."""
-    with open(ROOT / 'results' / 'torture.csv', 'w', newline='') as f:
-        writer = csv.writer(f)
-        writer.writerow(['what', 'tries', 'failed', 'date', 'python', 'torch', 'timm'])
-        versions = [date.today().isoformat(), platform.python_version(), torch.__version__, timm.__version__]
-        for result in results:
-            writer.writerow([result.what, result.tries, len(result.failures), *versions])
+def write(results: List[Result], keep: bool) -> None:
+    """Write results/torture.csv; `keep` leaves the rows of what has not been tried now."""
+    path, rows = ROOT / 'results' / 'torture.csv', {}
+    if keep and path.is_file():
+        with open(path, newline='') as f:
+            rows = {row['what']: row for row in csv.DictReader(f)}
+    versions = dict(date=date.today().isoformat(), python=platform.python_version(), torch=torch.__version__,
+                    timm=timm.__version__)
+    for result in results:
+        rows[result.what] = dict(what=result.what, tries=result.tries, failed=len(result.failures), **versions)
+    with open(path, 'w', newline='') as f:
+        writer = csv.DictWriter(f, ['what', 'tries', 'failed', *versions])
+        writer.writeheader()
+        writer.writerows(rows.values())
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
-"""`make torture`: the long forms of the tests of reliability. Prints a table and writes results/torture.csv, with --only
-the rows of what was tried.
+"""`make torture`: the long forms of the tests of reliability. Prints a table and writes results/torture.csv.
 
-Training runs are forked from this process, which has everything imported: a kill then costs a second.
+With --only it writes the rows of what has been tried, the others stay. Training runs are forked from this process,
+which has everything imported: a kill then costs a second.
 """
 import argparse
 import csv

@@ -42,8 +42,8 @@ def main(argv: List[str]) -> None:
     if not paths:
         raise UserError('; '.join(problems))
     output = Path(args.output)
-    check_writable(output / 'image.png', '--output')
     check_outputs([('--json', Path(args.json))] if args.json else [], [args.checkpoint, *paths])
+    check_writable(output / 'image.png', '--output')
     detector = load_detector(args.checkpoint, device=args.device)
     results: List[Dict[str, Any]] = []
     done = 0  # images

@@ -17,6 +17,7 @@ from timm_rla.common.datasets import (
     open_dataset,
 )
 from timm_rla.common.errors import UserError
+from timm_rla.common.images import find_images
 
 ENDINGS = ('.png', '.jpg', '.webp', '.bmp', '.tif', '.TIFF', '.gif', '.ppm')
 
@@ -61,12 +62,15 @@ def test_hidden_folders_are_no_classes(photos):
     for folder in ('.ipynb_checkpoints', 'cat/.ipynb_checkpoints', '.Trash/eagle'):
         (photos / 'train' / folder).mkdir(parents=True)
         shutil.copy(photos / 'train' / 'cat' / 'a.png', photos / 'train' / folder)
+    (photos / 'train' / 'cat' / '._a.png').write_bytes(b'no image')  # beside each file that comes from a Mac
     dataset = open_photos(photos, 'train')
     assert class_indices(dataset) == dict(cat=0, dog=1, owl=2)
     assert [dataset[i][1] for i in range(len(dataset))] == [0] * 8 + [1] * 8 + [2] * 8
     assert describe_dataset(dataset, 'train') == (
         'train: 24 images, 3 classes (cat, dog, owl); hidden folders left out: .Trash, '
-        '.ipynb_checkpoints, cat/.ipynb_checkpoints')
+        '.ipynb_checkpoints, cat/.ipynb_checkpoints; hidden images left out: 1')
+    assert find_images([str(photos / 'train' / 'cat')])[0] == find_images([str(photos / 'train' / 'cat')], True)[0]
+    assert len(find_images([str(photos / 'train')], recursive=True)[0]) == 24
     assert len(open_photos(photos, 'train', names=['owl', 'dog', 'cat'])) == 24
     shutil.move(photos / 'train', photos / '.hidden' / 'train')
     assert len(open_photos(photos / '.hidden', 'train')) == 24  # what the user names is not hidden

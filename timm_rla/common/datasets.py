@@ -212,14 +212,15 @@ def _is_hidden(folder: str) -> bool:
 
 
 def _leave_out_hidden(reader: ReaderImageFolder, option: str, number_anew: bool) -> None:
-    """Drop the images in hidden folders from timm's reader, and the classes that these alone would be."""
+    """Drop hidden files and those in hidden folders from timm's reader, and the classes that these alone would be."""
     folders = {os.path.dirname(file) for file, _ in reader.samples}  # of a million files
     hidden = {folder for folder in folders if _is_hidden(os.path.relpath(folder, reader.root))}
-    if not hidden:
+    samples = [(file, index) for file, index in reader.samples
+               if os.path.dirname(file) not in hidden and not os.path.basename(file).startswith('.')]
+    if len(samples) == len(reader.samples):
         return
-    samples = [(file, index) for file, index in reader.samples if os.path.dirname(file) not in hidden]
     if not samples:
-        raise UserError(f'{option}: {reader.root} has images in hidden folders only')
+        raise UserError(f'{option}: {reader.root} has hidden images only')
     if number_anew:
         kept = {index for _, index in samples}
         old = {name: index for name, index in reader.class_to_idx.items() if index in kept}
@@ -348,12 +349,13 @@ def _left_out(root: str, taken: int) -> str:
     """What lies in an image folder and is no image of a class."""
     endings: Counter = Counter()
     without_images = []
-    hidden = []
+    hidden, hidden_images = [], 0
     for folder, subfolders, files in os.walk(root, followlinks=True):
         if _is_hidden(os.path.relpath(folder, root)):
             hidden.append(os.path.relpath(folder, root))
             subfolders.clear()
             continue
+        hidden_images += sum(name.startswith('.') and name.lower().endswith(IMAGE_TYPES) for name in files)
         files = [os.path.splitext(name)[1].lower() for name in files if not name.startswith('.')]
         endings.update(files)
         if not subfolders and not set(files) & set(IMAGE_TYPES):
@@ -365,6 +367,7 @@ def _left_out(root: str, taken: int) -> str:
         f'left out as no images: {_shorten(other)}' if other else '',
         f'left out as of no class of the network or class map: {images - taken}' if images > taken else '',
         f'hidden folders left out: {_shorten(sorted(hidden))}' if hidden else '',
+        f'hidden images left out: {hidden_images}' if hidden_images else '',
         f'folders without images: {_shorten(sorted(without_images))}' if without_images else '',
     ]
     return ''.join(f'; {reason}' for reason in reasons if reason)

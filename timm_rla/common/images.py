@@ -71,7 +71,8 @@ def find_images(names: Sequence[str], recursive: bool = False) -> Tuple[List[Pat
     for path in map(Path, names):
         if os.path.isdir(path):
             files = path.rglob('*') if recursive else path.iterdir()
-            found = sorted(p for p in files if p.suffix.lower() in IMAGE_TYPES and p.is_file())
+            found = sorted(p for p in files if p.suffix.lower() in IMAGE_TYPES and p.is_file() and not any(
+                part.startswith('.') for part in p.relative_to(path).parts))  # hidden, as programs leave them
             if not found:
                 problems.append(f'{path}: a folder without images')
             paths += found

@@ -132,6 +132,10 @@ def test_channels(photos):
     assert [image_mode(n) for n in (1, 2, 3, 4)] == ['L', 'LA', 'RGB', 'RGBA']
     with pytest.raises(UserError, match='--in-chans 5'):
         image_mode(5)
+    assert image_mode(3, 'HSV') == 'HSV'
+    for mode, words in (('L', 'has 1 channel, the network takes 3'), ('XYZ', 'no mode of Pillow')):
+        with pytest.raises(UserError, match=f'--input-img-mode {mode}: {words}'):
+            image_mode(3, mode)
 
 
 COMMON = ['--device', 'cpu', '--workers', '0']

@@ -11,6 +11,8 @@ from PIL import Image
 
 import timm_rla_cli as cli
 from timm_rla.common.device import Placement
+from timm_rla.common.images import prepare_network
+from timm_rla.common.networks import NetworkSpec, load_network
 from timm_rla.common.options import parse
 from timm_rla.common.summary import read_summary
 from timm_rla.train import folder as run_folder
@@ -180,6 +182,24 @@ def test_validate_agrees_with_training(image_folder, whole_runs, capsys):
     with open(folder / 'result.csv') as f:
         result = next(csv.DictReader(f))
     assert float(result['top1']) == pytest.approx(read_summary(folder)[-1]['eval_top1'], abs=1e-4)
+
+
+def test_images_of_another_mode(image_folder, tmp_path, capsys):
+    """Later commands convert images as the training did."""
+    run = train(image_folder, tmp_path, '--workers', '0', '--epochs', '1', '--input-img-mode', 'HSV')
+    network = load_network(NetworkSpec(checkpoint=str(run / 'last.pth.tar')))
+    image = Image.open(next((image_folder / 'validation').rglob('*.png')))
+    pixels = prepare_network(network).pixels(image)
+    assert not pixels[:2].std((1, 2)).any() and pixels[2].std() > 0  # a grey image: neither hue nor saturation
+    options = ['--checkpoint', str(run / 'last.pth.tar'), '--data-dir', str(image_folder), '--device', 'cpu',
+               '--workers', '0', '--results-file', str(tmp_path / 'result.csv')]
+    results = []
+    for mode in ([], ['--input-img-mode', 'HSV'], ['--input-img-mode', 'RGB']):
+        assert cli.main(['validate', *options, *mode]) == 0
+        results.append((tmp_path / 'result.csv').read_text())
+    assert results[0] == results[1] != results[2]
+    assert cli.main(['validate', *options, '--input-img-mode', 'L']) == 2
+    assert '--input-img-mode L: has 1 channel, the network takes 3' in capsys.readouterr().err
 
 
 def test_gradient_accumulation_equals_large_batch(image_folder, tmp_path):

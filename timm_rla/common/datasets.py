@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
-from PIL import Image
+from PIL import Image, ImageMode
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
@@ -47,12 +47,26 @@ class DataSource:
         return f'--dataset {self.dataset}' if self.dataset else f'--data-dir {self.data_dir}'
 
 
-def image_mode(in_chans: int) -> str:
+def image_mode(in_chans: int, wanted: Optional[str] = None) -> str:
     """Mode that Pillow converts images to for a network of 1 to 4 input channels.
+
+    Args:
+        in_chans: Channels.
+        wanted: Another mode with as many channels, such as HSV.
 
     Raises:
         UserError: There is none.
     """
+    if wanted:
+        try:
+            bands = len(ImageMode.getmode(wanted).bands)
+        except KeyError:
+            bands = 0
+        if bands != in_chans:
+            raise UserError(f'--input-img-mode {wanted}: ' + (
+                f'has {bands} channel{"s" * (bands > 1)}, the network takes {in_chans}' if bands else
+                'no mode of Pillow; RGB, HSV, LAB, YCbCr and L are some'))
+        return wanted
     if in_chans not in _MODES:
         raise UserError(f'--in-chans {in_chans}: images are read with {", ".join(map(str, _MODES))} channels')
     return _MODES[in_chans]
@@ -192,7 +206,7 @@ def _creation(
                 class_map=class_map,
                 download=source.download,
                 batch_size=batch_size,
-                input_img_mode=source.input_img_mode or image_mode(in_chans),
+                input_img_mode=image_mode(in_chans, source.input_img_mode),
                 input_key=source.input_key,
                 target_key=source.target_key,
                 num_samples=num_samples,

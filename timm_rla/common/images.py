@@ -23,6 +23,7 @@ class ImageNetwork(NamedTuple):
     model: nn.Module  # on its device
     data_config: Dict[str, Any]  # timm's
     label_names: Optional[List[str]]  # of its classes by index, if they are known
+    image_mode: Optional[str]  # of Pillow, that it was trained on; by the number of input channels if None
     transform: transforms.Compose  # image to normalised pixels [in_chans, H, W]
 
     def pixels(self, image: Image.Image, mode: Optional[str] = None) -> torch.Tensor:
@@ -30,13 +31,13 @@ class ImageNetwork(NamedTuple):
 
         Args:
             image: Of any size and mode.
-            mode: Mode of Pillow that it is converted to; by the number of input channels if None.
+            mode: Mode of Pillow that it is converted to; that of training if None.
 
         Raises:
             UserError: The network cannot take it.
         """
         with blame('model input', RuntimeError, ValueError):
-            image = image.convert(mode or image_mode(self.data_config['input_size'][0]))
+            image = image.convert(image_mode(self.data_config['input_size'][0], mode or self.image_mode))
             return transformed(self.transform, image, 'an image')
 
 

@@ -137,11 +137,15 @@ class NetworkSpec:
 
 
 class Network(NamedTuple):
-    """A network, timm's data configuration for it, and the names of its classes by index, if they are known."""
+    """A network, timm's data configuration for it, and what its training run says.
+
+    That is the names of its classes by index, and the mode of Pillow that images were converted to.
+    """
     name: str
     model: nn.Module
     data_config: Dict[str, Any]
     label_names: Optional[List[str]] = None
+    image_mode: Optional[str] = None
 
 
 def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwargs: Any) -> nn.Module:
@@ -274,7 +278,8 @@ def restore_network(
     if checkpoint is not None:
         load_weights(model, checkpoint, source, use_ema=spec.use_ema)
     data_config = spec.input.resolve(model, spec.use_test_size, verbose)
-    return Network(spec.model, model, data_config, _label_names(model, training_options(checkpoint or {}, source)))
+    trained = training_options(checkpoint or {}, source)
+    return Network(spec.model, model, data_config, _label_names(model, trained), trained.get('input_img_mode'))
 
 
 def _check_shapes(spec: NetworkSpec, arguments: Dict[str, Any], checkpoint: Dict[str, Any], source: str) -> None:

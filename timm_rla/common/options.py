@@ -6,6 +6,7 @@ import logging
 import os
 import reprlib
 import sys
+from dataclasses import replace
 from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 from timm.utils import ParseKwargs
@@ -273,8 +274,9 @@ def validation_loader(
     Raises:
         UserError: Missing or empty folder, or classes that the network does not have.
     """
+    source = data_source(args)
     dataset = open_dataset(
-        data_source(args),
+        replace(source, input_img_mode=source.input_img_mode or network.image_mode),
         split or args.split,
         in_chans=network.data_config['input_size'][0],
         num_classes=network.model.num_classes,

@@ -75,6 +75,7 @@ EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of options that later commands
     'gp': is_text,
     'bn_eps': is_number,
     'label_names': every(is_text),
+    'input_img_mode': is_text,
 }
 
 

@@ -61,6 +61,9 @@ def export(
     spec = trained_spec(NetworkSpec(use_ema=use_ema), content, source)
     options = training_options(content, source)
     network = restore_network(spec, content, source)
+    if network.image_mode:
+        _logger.warning(f'{checkpoint}: trained on images of mode {network.image_mode}; the exported folder cannot say '
+                        'so, others will read images by the number of channels')
     run_dir, epochs = checkpoint.parent, completed_epochs(content, source)
     epoch = epochs - 1 if epochs else None
     pictures = _pictures(checkpoint, use_ema)

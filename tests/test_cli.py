@@ -271,6 +271,7 @@ def test_help(command, capsys):
     assert e.value.code == 0 and f'usage: timm-rla {command}' in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_module_is_the_command():
     run = subprocess.run([sys.executable, '-m', 'timm_rla'], capture_output=True, text=True)
     assert run.returncode == 0 and all(command in run.stdout for command in cli.COMMANDS)

@@ -164,6 +164,7 @@ def test_normalized_attention():
 
 
 
+@pytest.mark.long
 def test_analysis_imports_no_matplotlib():
     code = 'import sys, json, timm_rla.analysis; print(json.dumps(sorted(sys.modules)))'
     modules = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout)

@@ -61,6 +61,7 @@ def test_second_load_with_the_server_gone(hosted, source, tmp_path, gone):
     assert_same_logits(create(tmp_path), source)
 
 
+@pytest.mark.long
 def test_offline_mode(hosted, source, tmp_path):
     create(tmp_path / 'cache')
     script = f'''

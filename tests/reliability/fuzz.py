@@ -155,7 +155,7 @@ def _read_mapping(folder: Path, content: Any) -> None:
 
 def _read_table(folder: Path, content: bytes) -> None:
     (folder / 'table.yaml').write_bytes(content)
-    Results(folder, load_table('table1'), None, [])
+    Results(folder, load_table('table1', [20], ['cifar10'], ['rla']), None, [])
 
 
 def _read_checkpoint(folder: Path, content: bytes) -> None:

@@ -126,7 +126,8 @@ def test_a_lost_summary_gets_the_rows_of_the_checkpoints(image_folder, tmp_path,
 
 # Disks ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('room', [pytest.param(20, marks=pytest.mark.long), 100_000])
+@pytest.mark.long
+@pytest.mark.parametrize('room', [20, 100_000])
 def test_full_disk(image_folder, tmp_path, room):
     """No file may grow beyond `room` bytes from some moment on: one line, and the last good checkpoint is there."""
     run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '1')

@@ -382,6 +382,7 @@ def test_two_harnesses_at_once(tmp_path, capsys):
     assert 'another process runs this table' in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_failed_run_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ['--data-dir', 'nowhere', '--output', 'out', '--seeds', '0', '--jobs', '2']

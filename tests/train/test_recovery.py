@@ -186,6 +186,18 @@ def test_two_processes_agree_where_to_stop(image_folder, tmp_path):
     assert_same_run(tmp_path / 'run', tmp_path / 'whole' / 'run')
 
 
+def test_the_state_of_the_last_checkpoint_stays_until_there_is_another(tmp_path):
+    """Also where epochs without validation lie between them, and the last one is not kept by epoch."""
+    for epoch in (2, 5, 8):
+        RunFolder(tmp_path).save_state(epoch, {})
+        assert (tmp_path / f'resume-{max(2, epoch - 3)}-0.pth').is_file()
+    assert not (tmp_path / 'resume-2-0.pth').exists()
+    (tmp_path / 'checkpoint-5.pth.tar').touch()
+    RunFolder(tmp_path).save_state(11, {})
+    RunFolder(tmp_path).save_state(14, {})
+    assert {path.name for path in tmp_path.glob('resume-*')} == {f'resume-{epoch}-0.pth' for epoch in (5, 11, 14)}
+
+
 @pytest.fixture
 def two_processes(tmp_path):
     """Folder of a run of two processes, of which a position within its fourth epoch is kept."""

@@ -77,8 +77,6 @@ def _check(run_options: argparse.Namespace, digits: str, output: Path) -> None:
     if run_options.val_split != 'validation':
         raise UserError(f"--val-split {run_options.val_split or repr('')}: must be validation, whose digits are held "
                         'out for what quickstart shows')
-    if run_options.epochs < 1:
-        raise UserError(f'--epochs {run_options.epochs}: must be at least 1')
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f'--output {output}: is no folder')
 

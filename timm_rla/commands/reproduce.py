@@ -7,7 +7,6 @@ from typing import List, Optional
 from ..common.errors import UserError, blame
 from ..common.files import check_writable
 from ..common.options import OptionParser
-from ..common.ranges import RANGES
 from ..reproduce.plan import TABLES, load_table, plan_runs
 from ..reproduce.runs import Results, run_all, shell_commands
 
@@ -42,18 +41,11 @@ def reproduce_parser() -> OptionParser:
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args, options = reproduce_parser().parse_known_args(argv)
-    for name in ('epochs', 'iterations', 'jobs'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f'--{name} {value}: must be at least 1')
     for name in ('print', 'report'):
         for other in ('report', 'jobs', 'devices'):
             if getattr(args, name) and name != other and getattr(args, other):
                 raise UserError(f'--{name} --{other}: --{name} runs nothing; one of the two')
     seeds = list(dict.fromkeys(args.seeds))
-    for seed in seeds:
-        if not RANGES['seed'].holds(seed):
-            raise UserError(f'--seeds {seed}: must be {RANGES["seed"]}')
     table = load_table(args.table, args.depth, args.datasets, args.only)
     task = table.task
     for unit in {'epoch', 'iteration'} - {task.unit}:

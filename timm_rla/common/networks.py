@@ -76,7 +76,6 @@ class InputSpec:
             _logger.info('Input: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
         return config
 
-
     def _check(self, model: nn.Module) -> None:
         """Complain of names that timm does not know, and of more or fewer numbers than channels."""
         for name, value, known in (('interpolation', self.interpolation, INTERPOLATIONS),

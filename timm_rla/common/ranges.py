@@ -63,7 +63,7 @@ RANGES: Dict[str, Range] = {
     **dict.fromkeys(('smoothing', 'drop_path'), FRACTION),
     'crop_pct': Range(0.1, 1),  # a part of the image, no percentage
     'seconds': Range(0, 3600, above=True),
-    'seed': Range(0, 2 ** 32 - 2 ** 16),  # NumPy's, and each process adds its rank
+    **dict.fromkeys(('seed', 'seeds'), Range(0, 2 ** 32 - 2 ** 16)),  # NumPy's, and each process adds its rank
 }
 
 

@@ -293,9 +293,9 @@ class RunFolder:
         with blame(str(self.path), OSError):
             self.path.mkdir(parents=True, exist_ok=True)
             _write_state(_resume_path(self.path, epoch, self.rank), state)
-            for path in self.path.glob(f'resume-*-{self.rank}.pth'):
-                of = _state_epoch(path)
-                if 0 <= of < epoch - 1 and not (self.path / epoch_file(of)).is_file():
+            states = [path for path in self.path.glob(f'resume-*-{self.rank}.pth') if _state_epoch(path) >= 0]
+            for path in sorted(states, key=_state_epoch)[:-2]:  # with --val-interval the one before is not of epoch - 1
+                if not (self.path / epoch_file(_state_epoch(path))).is_file():
                     path.unlink(missing_ok=True)
 
     def save_recovery_state(self, epoch: int, batches: int, state: Dict[str, Any]) -> None:

@@ -3,12 +3,12 @@ import csv
 import logging
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from .errors import blame
 from .files import writing_text
 
-__all__ = ['SUMMARY', 'best_row', 'is_row', 'metric_key', 'read_summary', 'restore_rows', 'trim_summary',
+__all__ = ['SUMMARY', 'best_row', 'is_row', 'metric_key', 'read_summary', 'restore_rows', 'sort_key', 'trim_summary',
            'write_row']
 
 SUMMARY = 'summary.csv'
@@ -119,11 +119,14 @@ def metric_key(row: Dict[str, float], metric: str) -> str:
     return f'eval_{metric}' if f'eval_{metric}' in row else f'train_{metric}'
 
 
+def sort_key(value: float, decreasing: bool) -> Tuple[bool, float]:
+    """What is less the better a value of a metric is; NaN is the worst. `decreasing`: lower is better."""
+    return math.isnan(value), value if decreasing else -value
+
+
 def best_row(rows: List[Dict[str, float]], metric: str) -> Optional[Dict[str, float]]:
     """First row with the best value of a metric, such as 'top1' or 'loss', NaN the worst; None if no row has it."""
     found = [row for row in rows if metric_key(row, metric) in row]
     if not found:
         return None
-    sign = 1 if metric == 'loss' else -1
-    values = [row[metric_key(row, metric)] for row in found]
-    return min(zip(found, values), key=lambda entry: (math.isnan(entry[1]), sign * entry[1]))[0]
+    return min(found, key=lambda row: sort_key(row[metric_key(row, metric)], decreasing=metric == 'loss'))

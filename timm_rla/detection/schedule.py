@@ -3,10 +3,11 @@ from dataclasses import asdict, dataclass
 from typing import List, Sequence, Tuple
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
 
-from ..common.errors import UserError, blame, closest
+from ..common.errors import blame
+from ..common.optimizers import blame_optimizer
 
 __all__ = ['Schedule']
 
@@ -58,10 +59,7 @@ class Schedule:
         Raises:
             UserError: No such optimizer, or values that it or the schedule rejects.
         """
-        if self.opt.lower().removeprefix('lookahead_') not in list_optimizers():
-            raise UserError(f'--opt {self.opt}: no such optimizer (timm.optim.list_optimizers() lists them); '
-                            f'{closest(self.opt, list_optimizers())}')
-        with blame(f'--opt {self.opt}', AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
+        with blame_optimizer(self.opt):
             optimizer = create_optimizer_v2(
                 [p for p in model.parameters() if p.requires_grad], self.opt, lr=self.lr,
                 weight_decay=self.weight_decay, momentum=self.momentum)

@@ -4,17 +4,17 @@ Unlike there, no file is ever missing while another takes its place, each is on 
 shares its bytes with another.
 """
 import logging
-import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 
 from ..common.checkpoint import read_checkpoint
 from ..common.errors import UserError, blame
 from ..common.files import replacing
+from ..common.summary import sort_key
 from ..common.trained import completed_epochs
 
 __all__ = ['LAST', 'Checkpoints', 'Kept', 'epoch_file', 'find_last']
@@ -51,11 +51,7 @@ class Checkpoints:
         self.best: Optional[Kept] = None
 
     def _better(self, metric: float, than: float) -> bool:
-        return self._rank(metric) < self._rank(than)
-
-    def _rank(self, metric: float) -> Tuple[bool, float]:
-        """What is less the better a metric is; of none it is known when it is no number."""
-        return math.isnan(metric), metric if self.decreasing else -metric
+        return sort_key(metric, self.decreasing) < sort_key(than, self.decreasing)
 
     def take_as_last(self, checkpoint: Path) -> None:
         """Make a checkpoint of the run the last one, before anything that came after it goes."""
@@ -100,7 +96,7 @@ class Checkpoints:
             return None
 
     def _ranked(self, rows: List[Kept]) -> List[Kept]:
-        return sorted(rows, key=lambda row: self._rank(row.metric))
+        return sorted(rows, key=lambda row: sort_key(row.metric, self.decreasing))
 
     def save(self, content: Dict[str, Any], epoch: int, metric: float) -> None:
         """Write the checkpoint of an epoch.

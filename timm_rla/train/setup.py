@@ -7,14 +7,15 @@ import torch
 import torch.nn as nn
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import ResNet, clean_state_dict
-from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch.nn.parallel import DistributedDataParallel
 
 from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.device import Placement
-from ..common.errors import UserError, blame, closest
+from ..common.errors import UserError, blame
 from ..common.networks import build_model
+from ..common.optimizers import blame_optimizer
 from ..models.network import RecurrentLayerAttention
 from ..models.warm_start import differing_keys
 
@@ -108,11 +109,7 @@ def create_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.opt
     Raises:
         UserError: No such optimizer, or arguments that it rejects.
     """
-    name = options.opt
-    if name.lower().removeprefix('lookahead_') not in list_optimizers():
-        raise UserError(f'--opt {name}: no such optimizer (timm.optim.list_optimizers() lists them); '
-                        f'{closest(name, list_optimizers())}')
-    with blame(f'--opt {name}', AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
+    with blame_optimizer(options.opt):
         return create_optimizer_v2(model, **optimizer_kwargs(cfg=options), **options.opt_kwargs)
 
 

@@ -1,4 +1,5 @@
 """Fixtures that several test files share; they import torch, which the process that only hands out tests need not."""
+import fnmatch
 import logging
 import shutil
 import sys
@@ -11,10 +12,17 @@ def pytest_addoption(parser):
     parser.addoption('--long', action='store_true', help='also run the tests that are marked as long')
 
 
+def is_long(item):
+    """True if a test has the mark `long`, unless its parameters match one of the patterns in `long(but=[...])`."""
+    mark = item.get_closest_marker('long')
+    return mark is not None and not any(
+        fnmatch.fnmatchcase(item.callspec.id, pattern) for pattern in mark.kwargs.get('but', ()))
+
+
 def pytest_collection_modifyitems(config, items):
     if not config.getoption('--long'):
         for item in items:
-            if item.get_closest_marker('long'):
+            if is_long(item):
                 item.add_marker(pytest.mark.skip(reason='long; make test-all runs it'))
 
 

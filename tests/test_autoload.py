@@ -57,6 +57,7 @@ def test_switched_off():
     assert python(code, TIMM_RLA_AUTOLOAD='0').split() == ['[]', 'True']
 
 
+@pytest.mark.long
 def test_package_missing():
     result = python("import sys; sys.modules['timm_rla'] = None\n"
                     "import timm; print(timm.list_models('rla*'), timm.is_model('resnet50'))", check=False)
@@ -75,6 +76,7 @@ def test_package_broken(tmp_path):
     assert python(f'{code}', TIMM_RLA_AUTOLOAD='0') == 'True'
 
 
+@pytest.mark.long
 def test_timm_missing():
     code = "import sys; sys.modules['timm'] = None\nimport torch\ntry: import timm\nexcept ImportError: print('none')"
     assert python(code) == 'none'

@@ -51,6 +51,7 @@ def environment(wheels, tmp_path_factory):
     return path / 'bin'
 
 
+@pytest.mark.long
 def test_both_hold_the_same(wheels):
     contents = [sorted(zipfile.ZipFile(wheel).namelist()) for wheel in wheels]
     assert contents[0] == contents[1]

@@ -2,11 +2,14 @@
 import runpy
 from pathlib import Path
 
+import pytest
+
 from timm_rla.commands.quickstart import write_digits
 
 EXAMPLE = Path(__file__).parents[2] / 'examples' / 'what_it_learned.py'
 
 
+@pytest.mark.long
 def test_example(tmp_path, monkeypatch, digits, capsys):
     """The script with cells, from top to bottom, on the digits that are written already."""
     monkeypatch.chdir(tmp_path)

@@ -66,6 +66,7 @@ def test_called_modules(suffix, fused):
     assert hooked == norms * ('general' in suffix) + [model.lstm] * ('lstm_called' in suffix)
 
 
+@pytest.mark.long
 def test_general_form_does_not_pool_early_when_compiled():
     for suffix, channels in ('', [8, 16, 32, 64]), ('+general', [32, 64, 128, 256]):
         torch._dynamo.reset()  # of torch 2.5 it takes no notice of hooks, and would take the first graph again
@@ -87,6 +88,7 @@ def test_compiled_tails(monkeypatch, fused):
     assert len(graphs) == 3
 
 
+@pytest.mark.long
 def test_compiled_tails_of_a_large_network_are_shared(monkeypatch):
     """One graph for the first and one for the other blocks of each stage: as many as torch compiles of one function."""
     graphs = []
@@ -141,7 +143,7 @@ def test_detectors_propose_the_same_regions(neck):
     images = [torch.rand(3, 96, 128)]
     proposals = []
     for name in ('resnet18', 'seresnet18', 'rla_resnet18'):
-        model = create(f'{name}+layers=(1,1,1,1)+{neck}')
+        model = create(f'{name}+layers=(1,1,1,1)+channels=(8,16,24,32)+{neck}')
         model.transform.min_size = (96,)
         model.rpn.register_forward_hook(lambda module, args, output: proposals.append(output[0][0]))
         with torch.no_grad():

@@ -204,6 +204,7 @@ def evaluated(monkeypatch):
     return found
 
 
+@pytest.mark.long(but=['--img-size 64*', '--input-size*'])
 @pytest.mark.parametrize('options', [
     ['--img-size', '224', '--crop-pct', '0.875', '--interpolation', 'bilinear'],  # its own size
     ['--img-size', '224'],

@@ -254,7 +254,7 @@ def test_forms_agree_without_running_statistics(taken):
 
 @pytest.mark.parametrize('missing', ['weight', 'bias'])
 def test_norms_without_weight_or_bias_take_the_general_form(missing, taken):
-    model, x = tiny_model('bottleneck', dtype=torch.float64), images('bottleneck', torch.float64)
+    model, x = tiny_model('bottleneck', dtype=torch.float64, **TWO_BLOCKS), images('bottleneck', torch.float64)
     expected = copy.deepcopy(model)
     for block, plain in zip(blocks_of(model), blocks_of(expected), strict=True):
         setattr(block.bn3, missing, None)
@@ -351,6 +351,7 @@ def test_reentrant_checkpointing_is_not_taken_up(monkeypatch):
     torch.testing.assert_close(train_step(model, x, 'on')['lstm.weight_hh'], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.long(but=['rla_se*'])
 @pytest.mark.parametrize('variant, context', [('rla', 'gap_mlp'), ('rla_se', 'gmp')])
 def test_compiled_training_equals_the_modules(variant, context):
     """Contexts apart from 'gap', which test_capabilities.py compiles."""

@@ -467,6 +467,7 @@ def shallow(family):
     return create(family, **TWO_BLOCKS).double().eval()
 
 
+@pytest.mark.long(but=['*-True', 'rla_vector*'])
 @pytest.mark.parametrize('training', [False, True])
 def test_compile(shallow, training):
     model, x = shallow.train(training), images().double()
@@ -478,6 +479,7 @@ def test_compile(shallow, training):
     assert_same(compiled.state_dict(), model.state_dict(), 1e-12)  # the statistics of norm layers
 
 
+@pytest.mark.long(but=['rla_resnet50'])
 def test_compile_for_any_batch_size(shallow):
     counter, compiled, graphs = torch._dynamo.testing.CompileCounter(), copy.deepcopy(shallow), []
     compiled.compile(backend=counter, fullgraph=True, dynamic=True)
@@ -497,6 +499,7 @@ def test_export(shallow):
         assert_same(program(x), shallow(x), 1e-12)
 
 
+@pytest.mark.long(but=['rla_seresnet18'])
 def test_onnx(shallow):
     pytest.importorskip('torch', minversion='2.6')  # the exporter of 2.5 fails at every batch norm, timm's too
     pytest.importorskip('onnxscript')

@@ -137,6 +137,7 @@ def test_compiled():
         assert relative_error(compiled(x), model(x)) < 1e-12
 
 
+@pytest.mark.long
 def test_onnx_export():
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')

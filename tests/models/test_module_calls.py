@@ -156,6 +156,7 @@ def replaced_by_modules(model, names):
     return model
 
 
+@pytest.mark.long(but=['*-training', '*-evaluation-no_grad'])
 def test_what_a_replaced_forward_returns_counts(name, mode):
     """The output is that of a network which has another module there, to the bit."""
     model = create(name)
@@ -181,6 +182,7 @@ def test_what_counts_in_eager_mode_counts_in_compiled_mode(training, observer):
     assert_same(torch.compile(model, backend='eager', fullgraph=True)(x), expected, 1e-12)
 
 
+@pytest.mark.long(but=['layer1.0.bn3', 'lstm'])
 @pytest.mark.parametrize('where', ['layer1.0.bn3', 'layer2.1.act3', 'layer2.0.se', 'lstm'])
 def test_forward_replaced_after_compiling_counts(where):
     pytest.importorskip('torch', minversion='2.14', reason='not every older torch guards that a method is read')

@@ -59,6 +59,7 @@ def test_modes(variant, started_in):
         assert_same(scripted.train()(X), model(X), 1e-3)
 
 
+@pytest.mark.long(but=['rla_se-', 'rla-folded'])
 def test_optimised_for_inference(variant, folded):
     model = create(variant, folded).eval()
     assert_same_outputs(torch.jit.optimize_for_inference(torch.jit.script(model)), model)
@@ -69,6 +70,7 @@ def test_optimised_for_inference(variant, folded):
             assert relative_error(optimised(X.float()), single(X.float())) < 1e-5
 
 
+@pytest.mark.long(but=['rla-', 'rla_se-folded', 'rla_vector-'])
 def test_saved_and_loaded(variant, folded):
     model, file = create(variant, folded).eval(), io.BytesIO()
     scripted = torch.jit.script(model)
@@ -178,6 +180,7 @@ def detector(variant, folded):
     )
 
 
+@pytest.mark.long(but=['rla-', 'rla_se-folded'])
 @pytest.mark.filterwarnings('ignore:RCNN always returns')
 def test_faster_rcnn(variant, folded):
     model = detector(variant, folded).eval()

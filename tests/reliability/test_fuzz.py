@@ -4,7 +4,7 @@ import logging
 import pytest
 from fuzz import READERS, try_inputs
 
-EXAMPLES = 60
+EXAMPLES = 40
 
 
 @pytest.mark.parametrize('name', READERS)

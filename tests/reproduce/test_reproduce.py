@@ -250,6 +250,7 @@ COMMON = ['--depth', '20', '--datasets', 'cifar10', '--only', 'rla', '--dataset'
           '8', '--batch-size', '16', '--in-memory', '--workers', '0', '--log-interval', '1000']
 
 
+@pytest.mark.long
 def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     """Runs are made, skipped when they are there, gone on with when they are not whole, and reported."""
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
@@ -282,8 +283,10 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     assert '2 of 2 runs are finished, 0 to go' in capsys.readouterr().out
     assert (folder / 'last.pth.tar').stat().st_mtime_ns == before
     (folder / 'summary.csv').write_bytes(b'')  # as a full disk or a crash may leave it
-    assert cli.main(command) == 0
-    assert '1 of 2 runs are finished, 1 to go' in capsys.readouterr().out
+    assert cli.main([*command, '--print']) == 0
+    again, = capsys.readouterr().out.strip().splitlines()
+    assert again == printed[0] and cli.main(shlex.split(again)[3:]) == 0
+    capsys.readouterr()
     assert cli.main([*command, '--print']) == 0 and not capsys.readouterr().out
 
     checkpoint = tmp_path / 'out' / 'cifar10-20-rla-seed0' / 'last.pth.tar'

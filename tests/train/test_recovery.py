@@ -66,6 +66,7 @@ def asked(name='SIGTERM'):
     os.kill(os.getpid(), getattr(signal, name))
 
 
+@pytest.mark.long(but=[f'{EPOCH}-*', '0-0-main*'])
 @pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.parametrize('epoch, batch', [(EPOCH, BATCH), (0, 0)])
 def test_asked_to_stop(image_folder, tmp_path, whole_runs, recipe, epoch, batch):
@@ -81,6 +82,7 @@ def test_asked_to_stop(image_folder, tmp_path, whole_runs, recipe, epoch, batch)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.long(but=['main*'])
 @pytest.mark.parametrize('recipe', ['main process', 'two workers'])
 def test_asked_twice_and_while_it_validates(image_folder, tmp_path, whole_runs, recipe):
     options = ['--epochs', str(EPOCHS), '--resume', 'auto', *RECIPES[recipe]]
@@ -112,6 +114,7 @@ def test_killed_between_intervals(image_folder, tmp_path, whole_runs):
     assert_same_run(train(image_folder, tmp_path, *options), whole_runs('two workers'))
 
 
+@pytest.mark.long(but=['0-*.pth'])
 @pytest.mark.parametrize('damaged', ['recovery-1-4.pth.tar', 'recovery-1-4-0.pth'])
 @pytest.mark.parametrize('room', [0, 1000])
 def test_killed_while_it_keeps_the_position(image_folder, tmp_path, whole_runs, damaged, room):

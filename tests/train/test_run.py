@@ -115,6 +115,7 @@ def whole_runs(whole_run):
     return lambda recipe: whole_run(EPOCHS, RECIPES[recipe])
 
 
+@pytest.mark.long(but=['main*', 'two*', 'in memory*'])
 @pytest.mark.parametrize(
     'recipe, kill',
     [('main process', kill) for kill in KILLS] + [(recipe, kill_in_epoch) for recipe in list(RECIPES)[1:]],

@@ -4,6 +4,7 @@ from typing import Optional
 import torch
 import torch.nn as nn
 from torch.nn.modules import module as global_hooks
+from torch.utils._device import DeviceContext
 
 __all__ = ['has_bfloat16', 'in_functorch_transform', 'in_plain_eager_mode', 'is_hooked', 'needs_operators']
 
@@ -19,14 +20,26 @@ def in_functorch_transform() -> bool:
 
 
 def in_plain_eager_mode(x: torch.Tensor) -> bool:
-    """True in ordinary eager execution (no compile, trace, functorch transform, forward AD or tensor subclass)."""
+    """True in ordinary eager execution.
+
+    False when compiled or traced, in a functorch transform or forward AD, for a tensor subclass, and under a
+    TorchFunctionMode, which sees, and may replace, calls such as torch.nn.functional.batch_norm. Under a
+    TorchDispatchMode it stays True: that sees the operators that run.
+    """
     return (
         type(x) in (torch.Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not in_functorch_transform()
         and torch.autograd.forward_ad._current_level < 0
+        and not _in_function_mode()
     )
+
+
+def _in_function_mode() -> bool:
+    """True under any TorchFunctionMode but that of a default device."""
+    stack = range(torch._C._len_torch_function_stack())
+    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in stack)
 
 
 def is_hooked(module: nn.Module) -> bool:

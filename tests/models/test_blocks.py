@@ -11,6 +11,7 @@ import torch.nn as nn
 from helpers import LAYOUTS, TWO_BLOCKS, VARIANTS, assert_same, blocks_of, images, randn, tiny_model
 from timm.layers import BlurPool2d, convert_splitbn_model
 from timm.utils import reparameterize_model
+from torch.overrides import BaseTorchFunctionMode
 
 from timm_rla.models import network
 from timm_rla.models.blocks import RecurrentBlock
@@ -93,6 +94,16 @@ def compiled(model, x):
     return torch.compile(model, backend='eager', fullgraph=True)(x)
 
 
+def default_device(model, x):
+    with torch.device('cpu'):
+        return model(x)
+
+
+def function_mode(model, x):
+    with BaseTorchFunctionMode():
+        return model(x)
+
+
 def last_norms_frozen(model, x):
     for block in blocks_of(model):
         block.bn3.eval()
@@ -115,6 +126,8 @@ def call_under(**kwargs):
     (True, call_under(device='meta'), 0, 'module'),
     (True, lambda model, x: convert_splitbn_model(model, 2)(x), 0, 'gate by gate'),
     (True, last_norms_frozen, 0, 'gate by gate'),
+    (True, default_device, 5, 'gate by gate'),
+    (True, function_mode, 0, 'module'),
     (True, compiled, 5, 'formula'),
     (False, lambda model, x: model(x), 0, 'gate by gate'),
     (False, lambda model, x: without_running_statistics(model)(x), 5, 'gate by gate'),
@@ -126,7 +139,7 @@ def call_under(**kwargs):
     (False, forward_ad, 0, 'module'),
 ], ids=[
     'train', 'train-autocast', 'train-channels_last', 'train-bfloat16', 'train-meta', 'train-split', 'train-frozen',
-    'train-compiled', 'eval', 'eval-batch_statistics', 'eval-autocast', 'eval-compiled', 'eval-exported',
+    'train-default_device', 'train-function_mode', 'train-compiled', 'eval', 'eval-batch_statistics', 'eval-autocast', 'eval-compiled', 'eval-exported',
     'eval-traced', 'eval-vmap', 'eval-forward_ad',
 ])
 def test_which_form_runs(training, call, blocks, lstm, taken, steps_taken_by):

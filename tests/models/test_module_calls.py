@@ -15,6 +15,7 @@ import torch.nn.utils.prune as prune
 from helpers import assert_same, blocks_of, images, is_extra, randn, randomise, relative_error
 from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 SMALL = dict(layers=(1, 2, 0, 0), channels=(8, 16, 16, 16), num_classes=7, drop_path_rate=0.2)
 PAIRS = {'rla_resnet18': 'resnet18', 'rla_resnet50': 'resnet50', 'rla_seresnet50': 'seresnet50'}  # ours and timm's
@@ -216,6 +217,43 @@ def test_global_hooks_see_the_modules_that_they_see_in_timms_network(name, mode,
     assert {n: count for n, count in seen.items() if n not in added} == expected
     assert added.pop('lstm') == 3
     assert len(added) == 12 and set(added.values()) == {1}  # context, head and its two layers in each block
+
+
+class ScaledFunctions(TorchFunctionMode):
+    """Counts functions and changes what some of them return."""
+
+    def __init__(self, *changed):
+        super().__init__()
+        self.changed, self.counts = changed, Counter()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.counts[function] += 1
+        output = function(*args, **kwargs or {})
+        return scaled(output) if function in self.changed else output
+
+
+def test_functions_are_called_as_often_as_in_timms_network(name, mode):
+    called = []
+    for model in create(name), create(PAIRS[name]):
+        with ScaledFunctions() as functions:
+            run(model, mode)
+        called.append(functions.counts)
+    ours, theirs = called
+    assert theirs[nn.functional.batch_norm] > 5 and ours[torch.lstm_cell] == 3
+    for function in nn.functional.batch_norm, nn.functional.conv2d, torch.conv2d:
+        assert ours[function] >= theirs[function]  # SE of the attention apart
+    assert ours[nn.functional.batch_norm] == theirs[nn.functional.batch_norm]
+
+
+@pytest.mark.parametrize('function, kind', [
+    (nn.functional.batch_norm, nn.BatchNorm2d), (torch.lstm_cell, nn.LSTMCell)])
+def test_what_a_function_mode_returns_counts(name, mode, function, kind):
+    model = create(name).double()
+    names = [n for n, module in model.named_modules() if isinstance(module, kind)]
+    with ScaledFunctions(function):
+        y = run(model, mode, X.double())
+    assert_same(y, run(replaced_by_modules(model, names), mode, X.double()), 1e-12)
+    assert relative_error(y, run(model, mode, X.double())) > 1e-3
 
 
 def test_hooks_leave_nothing_behind(name):

@@ -12,7 +12,7 @@ MATRIX ?=
 
 help:
 	@echo 'make quickstart   train a small network on real images, one to three minutes on a CPU'
-	@echo 'make test         run the tests, six minutes on two cores'
+	@echo 'make test         run the tests, five minutes on two quiet cores'
 	@echo 'make test-all     run also the long ones: compilers, other libraries, several processes, the notebook'
 	@echo 'make test-timm    run the model tests of timm itself on the models of this package'
 	@echo 'make torture      kill runs, fill disks, damage files: the long tests, an hour on a CPU'

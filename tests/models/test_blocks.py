@@ -139,8 +139,8 @@ def call_under(**kwargs):
     (False, forward_ad, 0, 'module'),
 ], ids=[
     'train', 'train-autocast', 'train-channels_last', 'train-bfloat16', 'train-meta', 'train-split', 'train-frozen',
-    'train-default_device', 'train-function_mode', 'train-compiled', 'eval', 'eval-batch_statistics', 'eval-autocast', 'eval-compiled', 'eval-exported',
-    'eval-traced', 'eval-vmap', 'eval-forward_ad',
+    'train-default_device', 'train-function_mode', 'train-compiled', 'eval', 'eval-batch_statistics', 'eval-autocast',
+    'eval-compiled', 'eval-exported', 'eval-traced', 'eval-vmap', 'eval-forward_ad',
 ])
 def test_which_form_runs(training, call, blocks, lstm, taken, steps_taken_by):
     """docs/design.md has the table."""

@@ -7,9 +7,9 @@ from ..analysis.attention_plot import plot_attention, plot_classes
 from ..analysis.attention_statistics import format_table, measure_attention, write_csv
 from ..analysis.classes import class_names, find_class
 from ..common.checkpoint import weights_id
-from ..common.datasets import image_files
 from ..common.errors import UserError
 from ..common.files import check_outputs
+from ..common.image_folder import image_files
 from ..common.networks import load_network
 from ..common.options import (
     OptionParser,

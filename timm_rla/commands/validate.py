@@ -11,11 +11,11 @@ from timm import utils
 
 from ..analysis.classes import class_names
 from ..analysis.confusion import Confusion, format_classes, plot_confusion, write_classes, write_matrix
-from ..common.datasets import image_files
 from ..common.device import Placement
 from ..common.errors import blame
 from ..common.evaluation import evaluate
 from ..common.files import check_outputs, writing_text
+from ..common.image_folder import image_files
 from ..common.networks import compile_model, load_network
 from ..common.options import (
     OptionParser,

@@ -1,8 +1,7 @@
 """Datasets: timm's own, with every sample and every class accounted for."""
 import os
-from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from PIL import Image, ImageMode
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
@@ -10,22 +9,15 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from .._timm import report_webdataset_errors
 from .errors import UserError, blame, one_line, printable
+from .image_folder import IMAGE_TYPES, check_folder, leave_out_hidden, left_out, shorten
 from .pixels import eight_bits, transformed
 
 __all__ = [
-    'DataSource', 'IMAGE_TYPES', 'StrictImageDataset', 'StrictImageStream', 'check_same_classes', 'class_indices',
-    'describe_dataset', 'image_files', 'image_mode', 'label_names', 'open_dataset',
+    'DataSource', 'StrictImageDataset', 'StrictImageStream', 'check_same_classes', 'class_indices', 'describe_dataset',
+    'image_mode', 'label_names', 'open_dataset',
 ]
 
-IMAGE_TYPES = (  # what Pillow reads; timm itself takes the first three
-    '.png', '.jpg', '.jpeg', '.jfif', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.gif', '.jp2', '.ppm', '.pgm', '.pbm',
-    '.tga',
-)
-SPLITS = (  # names of one split, the first two rows as in timm
-    ('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test', 'testing'),
-)
 TYPES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of timm's datasets
-SHOWN = 5  # names in a line
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # of Pillow, by the number of channels
 
 
@@ -89,7 +81,6 @@ class StrictImageDataset(ImageDataset):
         elif self.target_transform is not None:
             target = self.target_transform(target)
         return image, target
-
 
     def _name(self, index: int) -> str:
         """File of an image, or its number where it lies in no file of its own."""
@@ -165,7 +156,7 @@ def open_dataset(
     if source.dataset:
         _check_name(source.dataset)
     else:
-        _check_folder(source.data_dir, split, need_split)
+        check_folder(source.data_dir, split, need_split)
     create = _creation(source, split, in_chans, num_samples, batch_size, **kwargs)
     dataset = create(source.class_map)
     if names and not source.class_map:
@@ -214,34 +205,10 @@ def _creation(
                 **kwargs,
             )
         if isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
-            _leave_out_hidden(dataset.reader, source.option, number_anew=not class_map)
+            leave_out_hidden(dataset.reader, source.option, number_anew=not class_map)
         return dataset
 
     return create
-
-
-def _is_hidden(folder: str) -> bool:
-    """True for a path, relative to the folder of the images, with a hidden folder in it, as programs leave them."""
-    return any(part.startswith('.') and part != '.' for part in folder.split(os.sep))
-
-
-def _leave_out_hidden(reader: ReaderImageFolder, option: str, number_anew: bool) -> None:
-    """Drop hidden files and those in hidden folders from timm's reader, and the classes that these alone would be."""
-    folders = {os.path.dirname(file) for file, _ in reader.samples}  # of a million files
-    hidden = {folder for folder in folders if _is_hidden(os.path.relpath(folder, reader.root))}
-    samples = [(file, index) for file, index in reader.samples
-               if os.path.dirname(file) not in hidden and not os.path.basename(file).startswith('.')]
-    if len(samples) == len(reader.samples):
-        return
-    if not samples:
-        raise UserError(f'{option}: {reader.root} has hidden images only')
-    if number_anew:
-        kept = {index for _, index in samples}
-        old = {name: index for name, index in reader.class_to_idx.items() if index in kept}
-        new = {index: number for number, index in enumerate(sorted(kept))}
-        reader.class_to_idx = {name: new[index] for name, index in old.items()}
-        samples = [(file, new[index]) for file, index in samples]
-    reader.samples = samples
 
 
 def _check_name(dataset: str) -> None:
@@ -251,41 +218,6 @@ def _check_name(dataset: str) -> None:
         hint = f'; torch/{dataset}?' if not slash else ''
         raise UserError(f'--dataset {dataset}: no type of dataset; a name is <type>/<name>, the types are '
                         f'{", ".join(f"{name}/" for name in TYPES)}{hint}')
-
-
-def _check_folder(root: Optional[str], split: str, need_split: bool) -> None:
-    """Complain of a folder where timm would not find the split, or would take all splits for classes of one."""
-    if not root:
-        raise UserError('--data-dir: not given, where is the dataset?')
-    if not os.path.exists(root):
-        raise UserError(f'--data-dir {root}: no such folder')
-    if os.path.isfile(root):
-        return
-    names = next((names for names in SPLITS if split in names), (split,))
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if split in folders or set(names) & set(folders):
-        return
-    splits = [name for name in folders if any(name in names for names in SPLITS) and _holds_folders(root, name)]
-    if not folders or need_split or splits:
-        found = f'holds {_shorten(folders)}' if folders else 'holds no folders'
-        option = '--val-split' if need_split else '--split'
-        others = [name for name in splits if name not in SPLITS[0]]
-        hint = f'; {option} {others[0]} takes that one' if others and split not in SPLITS[0] else ''
-        raise UserError(f'--data-dir {root}: {found}, where a folder {" or ".join(names)} is expected{hint}')
-
-
-def _holds_folders(root: str, name: str) -> bool:
-    return any(entry.is_dir() for entry in os.scandir(os.path.join(root, name)))
-
-
-def _shorten(names: Sequence[Any]) -> str:
-    return ', '.join(map(str, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
-
-
-def image_files(dataset: Any) -> List[str]:
-    """Files of a dataset's images; empty where they lie in no files of their own."""
-    reader = getattr(dataset, 'reader', None)
-    return [file for file, _ in reader.samples] if isinstance(reader, ReaderImageFolder) else []
 
 
 # Classes -----------------------------------------------------------------------------------------------------------
@@ -312,7 +244,7 @@ def _indices_by_name(indices: Dict[Any, int], names: Sequence[str], option: str)
     foreign = [name for name in indices if name not in own]
     if foreign:
         raise UserError(f'{option}: class {foreign[0]!r} is none of those that the network was trained on '
-                        f'({_shorten(names)}); a --class-map can say which index each class has')
+                        f'({shorten(names)}); a --class-map can say which index each class has')
     return {name: own[name] for name in indices}
 
 
@@ -342,46 +274,5 @@ def describe_dataset(dataset: Any, split: str) -> str:
     """
     count = f'{len(dataset):,} images' if hasattr(dataset, '__len__') else 'a stream of images'
     names = list(class_indices(dataset))
-    classes = f', {len(names)} classes ({_shorten(names)})' if names else ''
-    left_out = ''
-    if type(dataset) is StrictImageDataset and os.path.isdir(getattr(dataset.reader, 'root', None) or ''):
-        left_out = _left_out(dataset.reader.root, len(dataset)) + _put_together(dataset)
-    return printable(f'{split}: {count}{classes}{left_out}')
-
-
-def _put_together(dataset: Any) -> str:
-    """Classes whose images lie in several folders: timm takes folders of one name for one class, wherever they lie."""
-    folders: Dict[int, Set[str]] = defaultdict(set)
-    root = dataset.reader.root
-    for folder, index in {(os.path.dirname(file), index) for file, index in getattr(dataset.reader, 'samples', ())}:
-        folders[index].add(os.path.relpath(folder, root))
-    several = [' and '.join(sorted(names)) for names in folders.values() if len(names) > 1]
-    return f'; folders that are one class, by their name: {_shorten(several)}' if several else ''
-
-
-def _left_out(root: str, taken: int) -> str:
-    """What lies in an image folder and is no image of a class."""
-    endings: Counter = Counter()
-    without_images = []
-    hidden, hidden_images = [], 0
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        if _is_hidden(os.path.relpath(folder, root)):
-            hidden.append(os.path.relpath(folder, root))
-            subfolders.clear()
-            continue
-        hidden_images += sum(name.startswith('.') and name.lower().endswith(IMAGE_TYPES) for name in files)
-        files = [os.path.splitext(name)[1].lower() for name in files if not name.startswith('.')]
-        endings.update(files)
-        if not subfolders and not set(files) & set(IMAGE_TYPES):
-            without_images.append(os.path.relpath(folder, root))
-    other = [f'{count} {ending or "without ending"}' for ending, count in sorted(endings.items())
-             if ending not in IMAGE_TYPES]
-    images = sum(count for ending, count in endings.items() if ending in IMAGE_TYPES)
-    reasons = [
-        f'left out as no images: {_shorten(other)}' if other else '',
-        f'left out as of no class of the network or class map: {images - taken}' if images > taken else '',
-        f'hidden folders left out: {_shorten(sorted(hidden))}' if hidden else '',
-        f'hidden images left out: {hidden_images}' if hidden_images else '',
-        f'folders without images: {_shorten(sorted(without_images))}' if without_images else '',
-    ]
-    return ''.join(f'; {reason}' for reason in reasons if reason)
+    classes = f', {len(names)} classes ({shorten(names)})' if names else ''
+    return printable(f'{split}: {count}{classes}{left_out(getattr(dataset, "reader", None))}')

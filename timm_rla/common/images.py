@@ -9,8 +9,9 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
-from .datasets import IMAGE_TYPES, image_mode
+from .datasets import image_mode
 from .errors import UserError, blame, one_line
+from .image_folder import IMAGE_TYPES
 from .networks import Network
 from .pixels import eight_bits, transformed
 

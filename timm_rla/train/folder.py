@@ -7,8 +7,6 @@ then takes its place, so that a run killed at any point finds a checkpoint with 
 Within an epoch it is the same: `recovery-EPOCH-BATCH.pth.tar`, as timm names it, and `recovery-EPOCH-BATCH-RANK.pth`.
 """
 import logging
-import re
-import reprlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -22,71 +20,23 @@ from ..common.lock import exclusive
 from ..common.summary import SUMMARY, is_row, metric_key, read_summary, restore_rows, trim_summary, write_row
 from ..common.trained import completed_epochs
 from .checkpoints import Checkpoints, Kept, epoch_file, find_last
-from .recovery import Position
+from .state import (
+    RECOVERY,
+    is_at,
+    position_in,
+    position_of,
+    read_state,
+    recovery_path,
+    recovery_state_path,
+    resume_path,
+    state_epoch,
+    why_unusable,
+    write_state,
+)
 
 __all__ = ['RunFolder']
 
-RECOVERY = 'recovery'  # key in a checkpoint within an epoch: batches so far, and how the epoch is cut into batches
 _logger = logging.getLogger(__name__)
-
-
-def _resume_path(run_dir: Path, epoch: int, rank: int) -> Path:
-    return run_dir / f'resume-{epoch}-{rank}.pth'
-
-
-def _recovery_path(run_dir: Path, epoch: int, batches: int) -> Path:
-    return run_dir / f'recovery-{epoch}-{batches}.pth.tar'
-
-
-def _recovery_state_path(run_dir: Path, epoch: int, batches: int, rank: int) -> Path:
-    return run_dir / f'recovery-{epoch}-{batches}-{rank}.pth'
-
-
-def _position(path: Path) -> Optional[Tuple[int, int]]:
-    """Epoch and batches of a file that is kept within an epoch; None of other files."""
-    numbers = re.match(r'recovery-(\d+)-(\d+)[-.]', path.name)
-    return (int(numbers[1]), int(numbers[2])) if numbers else None
-
-
-def _position_in(content: Dict[str, Any], path: Path) -> Tuple[int, int]:
-    """The same, as a checkpoint within an epoch says it.
-
-    Raises:
-        UserError: What it says is no position.
-    """
-    recovery = content[RECOVERY]
-    batches = recovery.get('batches') if isinstance(recovery, dict) else None
-    if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
-        raise UserError(f'--resume {path}: damaged, its position in the epoch is {reprlib.repr(recovery)}')
-    return completed_epochs(content, f'--resume {path}'), batches
-
-
-def _state_epoch(path: Path) -> int:
-    """Epoch of a file `resume-EPOCH-RANK.pth`; -1 of other files."""
-    number = re.match(r'resume-(\d+)-', path.name)
-    return int(number[1]) if number else -1
-
-
-def _write_state(path: Path, state: Dict[str, Any]) -> None:
-    with blame(str(path), OSError, RuntimeError), replacing(path) as temporary:
-        torch.save(state, temporary)
-
-
-def _read_state(path: Path) -> Dict[str, Any]:
-    """What `_write_state` wrote; empty if there is none, as beside checkpoints of timm's script, or it is damaged."""
-    try:
-        state = torch.load(path, weights_only=True)
-    except Exception:  # torch and pickle raise whatever a damaged file leads them to
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def _is_at(state: Dict[str, Any], batches: int) -> bool:
-    """True for the state of a process behind so many batches of an epoch."""
-    try:
-        return Position(**state['position']).batches == batches
-    except (KeyError, TypeError):
-        return False
 
 
 class RunFolder:
@@ -102,7 +52,6 @@ class RunFolder:
     def __init__(self, path: Path, rank: int = 0, world_size: int = 1, cut: Optional[Dict[str, Any]] = None):
         self.path = path
         self.rank = rank
-        self.world_size = world_size
         self.cut = dict(cut or {}, processes=world_size)
         self.checkpoints: Optional[Checkpoints] = None  # of the first process, once `open` has been called
 
@@ -147,7 +96,7 @@ class RunFolder:
                 found = checkpoint.is_file()
             if not found:
                 raise UserError(f'--resume {checkpoint}: no such file')
-            why_not = self._why_not(checkpoint, read_checkpoint(resume, '--resume'))
+            why_not = why_unusable(checkpoint, read_checkpoint(resume, '--resume'), self.cut)
             if why_not:
                 raise UserError(f'--resume {checkpoint}: within an epoch, {why_not}; take a checkpoint behind an epoch')
         with blame(f'--experiment {self.path.name}', OSError):
@@ -164,36 +113,16 @@ class RunFolder:
             return last
         done = completed_epochs(read_checkpoint(str(last), '--resume'), f'--resume {last}') if last else 0
         for path in reversed(self._recoveries()):
-            if _position(path) < (done, 0):
+            if position_of(path) < (done, 0):
                 break
             try:
-                why_not = self._why_not(path, read_checkpoint(str(path), '--resume'))
+                why_not = why_unusable(path, read_checkpoint(str(path), '--resume'), self.cut)
             except UserError as e:
                 why_not = str(e)
             if not why_not:
                 return path
             _logger.warning(f'{path.name}: {why_not}; going on from the checkpoint before it')
         return last
-
-    def _why_not(self, path: Path, content: Dict[str, Any]) -> str:
-        """Why a checkpoint within an epoch is of no use to this run; empty if it is, or if it is behind an epoch.
-
-        Raises:
-            UserError: It is damaged.
-        """
-        if RECOVERY not in content:
-            return ''
-        epoch, batches = _position_in(content, path)
-        found = content[RECOVERY]
-        differ = [f'{name} {reprlib.repr(found.get(name))}, not {value}' for name, value in self.cut.items()
-                  if found.get(name) != value]
-        if differ:
-            return f'kept with {"; ".join(differ)}'
-        for rank in range(self.world_size):
-            state = _recovery_state_path(path.parent, epoch, batches, rank)
-            if not _is_at(_read_state(state), batches):
-                return f'{state.name} beside it is missing or damaged'
-        return ''
 
     def holds(self, checkpoint: Path) -> bool:
         """True if a checkpoint lies in this folder."""
@@ -211,14 +140,14 @@ class RunFolder:
             UserError: The checkpoint is within an epoch, and where this process was cannot be read.
         """
         if RECOVERY in content:
-            epoch, batches = _position_in(content, checkpoint)
-            path = _recovery_state_path(checkpoint.parent, epoch, batches, self.rank)
-            state = _read_state(path)
-            if not _is_at(state, batches):
+            epoch, batches = position_in(content, checkpoint)
+            path = recovery_state_path(checkpoint.parent, epoch, batches, self.rank)
+            state = read_state(path)
+            if not is_at(state, batches):
                 raise UserError(f'--resume {checkpoint}: {path.name} beside it is missing or damaged')
             return state
-        path = _resume_path(checkpoint.parent, epoch - 1, self.rank)
-        state = _read_state(path)
+        path = resume_path(checkpoint.parent, epoch - 1, self.rank)
+        state = read_state(path)
         if not state:
             _logger.warning(f'{path}: {"damaged" if path.is_file() else "missing"}; random numbers begin anew')
         return state
@@ -254,13 +183,13 @@ class RunFolder:
             start_epoch: Epoch that the run goes on with.
             batches: Of this epoch, which the checkpoint has behind it.
         """
-        if not batches and _position(checkpoint) is None:
+        if not batches and position_of(checkpoint) is None:
             self.checkpoints.take_as_last(checkpoint)
-        for path in filter(_position, self.path.glob('recovery-*.pth*')):
-            if _position(path) not in ((start_epoch, batches), _position(checkpoint)):
+        for path in filter(position_of, self.path.glob('recovery-*.pth*')):
+            if position_of(path) not in ((start_epoch, batches), position_of(checkpoint)):
                 path.unlink(missing_ok=True)
         for path in self.path.glob('resume-*.pth'):
-            if _state_epoch(path) >= start_epoch:
+            if state_epoch(path) >= start_epoch:
                 path.unlink(missing_ok=True)
         trim_summary(self.path, start_epoch)
         if start_epoch and all(row['epoch'] != start_epoch - 1 for row in read_summary(self.path)):  # it is damaged
@@ -283,7 +212,7 @@ class RunFolder:
 
     def _recoveries(self) -> List[Path]:
         """Checkpoints within epochs, the farthest last."""
-        return sorted(filter(_position, self.path.glob('recovery-*.pth.tar')), key=_position)
+        return sorted(filter(position_of, self.path.glob('recovery-*.pth.tar')), key=position_of)
 
     def save_state(self, epoch: int, state: Dict[str, Any]) -> None:
         """Write what this process needs to go on behind an epoch. It comes before the checkpoint.
@@ -292,24 +221,24 @@ class RunFolder:
         """
         with blame(str(self.path), OSError):
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_state(_resume_path(self.path, epoch, self.rank), state)
-            states = [path for path in self.path.glob(f'resume-*-{self.rank}.pth') if _state_epoch(path) >= 0]
-            for path in sorted(states, key=_state_epoch)[:-2]:  # with --val-interval the one before is not of epoch - 1
-                if not (self.path / epoch_file(_state_epoch(path))).is_file():
+            write_state(resume_path(self.path, epoch, self.rank), state)
+            states = [path for path in self.path.glob(f'resume-*-{self.rank}.pth') if state_epoch(path) >= 0]
+            for path in sorted(states, key=state_epoch)[:-2]:  # with --val-interval the one before is not of epoch - 1
+                if not (self.path / epoch_file(state_epoch(path))).is_file():
                     path.unlink(missing_ok=True)
 
     def save_recovery_state(self, epoch: int, batches: int, state: Dict[str, Any]) -> None:
         """Write what this process needs to go on behind some batches of an epoch. It comes before the checkpoint."""
         with blame(str(self.path), OSError):
             self.path.mkdir(parents=True, exist_ok=True)
-        _write_state(_recovery_state_path(self.path, epoch, batches, self.rank), state)
+        write_state(recovery_state_path(self.path, epoch, batches, self.rank), state)
 
     def save_recovery(self, epoch: int, batches: int, content: Dict[str, Any]) -> Path:
         """Write the checkpoint behind some batches of an epoch, and drop earlier ones, in the first process.
 
         It says that the epoch before is the last whole one: timm's script begins the epoch anew from it.
         """
-        path = _recovery_path(self.path, epoch, batches)
+        path = recovery_path(self.path, epoch, batches)
         recovery = dict(self.cut, batches=batches)
         with blame(str(path), OSError, RuntimeError), replacing(path) as temporary:
             torch.save({**content, 'epoch': epoch - 1, 'version': 2, RECOVERY: recovery}, temporary)
@@ -317,8 +246,8 @@ class RunFolder:
         return path
 
     def _drop_recoveries(self, before: Tuple[int, int]) -> None:
-        for path in filter(_position, self.path.glob('recovery-*.pth*')):
-            if _position(path) < before:
+        for path in filter(position_of, self.path.glob('recovery-*.pth*')):
+            if position_of(path) < before:
                 path.unlink(missing_ok=True)
 
     def save_epoch(

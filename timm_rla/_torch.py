@@ -31,9 +31,13 @@ def in_plain_eager_mode(x: torch.Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not in_functorch_transform()
-        and torch.autograd.forward_ad._current_level < 0
+        and not _in_forward_ad()
         and not _in_function_mode()
     )
+
+
+def _in_forward_ad() -> bool:
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 def _in_function_mode() -> bool:
@@ -57,8 +61,10 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def needs_operators(*grads: Optional[torch.Tensor]) -> bool:
-    """True if a backward pass is itself differentiated (create_graph=True) or gets a batch of gradients (vmap)."""
+    """True if a backward pass is itself differentiated (create_graph=True, forward AD) or gets a batch of gradients."""
     if torch.compiler.is_compiling():
         return False
+    if torch.is_grad_enabled() or _in_forward_ad():
+        return True
     batched, legacy = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
-    return torch.is_grad_enabled() or any(grad is not None and (batched(grad) or legacy(grad)) for grad in grads)
+    return any(grad is not None and (batched(grad) or legacy(grad)) for grad in grads)

@@ -76,7 +76,8 @@ class Context(nn.Module):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C]"""
-        return x.amax((2, 3)) if self.max_pool else x.mean((2, 3))
+        pooled = x.amax((2, 3), keepdim=True) if self.max_pool else x.mean((2, 3), keepdim=True)
+        return pooled.flatten(1)  # in two steps, as timm pools: kernels for channels_last want four dimensions
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """[B, C] -> [B, N]"""

@@ -315,6 +315,34 @@ def test_second_derivatives(layout):
     assert_same(*gradients, tol=1e-8)
 
 
+def test_second_derivatives_where_only_a_shortcut_is_trained():
+    found = []
+    for form in 'on', 'off':
+        set_form(form)
+        model, x = tiny_model('bottleneck', dtype=torch.float64), images('bottleneck', torch.float64)
+        model.requires_grad_(False)
+        params = list(model.layer1[0].downsample.requires_grad_().parameters())
+        y = model(x)
+        first = torch.autograd.grad(y.square().sum(), params, create_graph=True)
+        batched = torch.autograd.grad(y, params, randn(3, *y.shape), is_grads_batched=True, retain_graph=True)
+        second = torch.autograd.grad(sum(grad.square().sum() for grad in first), params)
+        found.append([*first, *batched, *second])
+    assert_same(*found, tol=1e-8)
+
+
+def test_gradient_with_a_tangent():
+    found = []
+    for form in 'on', 'off':
+        set_form(form)
+        model, x = tiny_model('bottleneck', dtype=torch.float64), images('bottleneck', torch.float64)
+        y = model(x)
+        with torch.autograd.forward_ad.dual_level():
+            grad = torch.autograd.forward_ad.make_dual(torch.ones_like(y), randn(*y.shape))
+            grads = torch.autograd.grad(y, list(model.parameters()), grad)
+            found.append([part for grad in grads for part in torch.autograd.forward_ad.unpack_dual(grad)])
+    assert_same(*found, tol=TOL)
+
+
 def test_two_backward_passes_through_parts_of_one_graph():
     """One through a part of the graph leaves nothing behind that would count twice in the next."""
     x = images('bottleneck', torch.float64)

@@ -15,6 +15,7 @@ from timm.utils import reparameterize_model
 
 from timm_rla.layers import CONTEXTS
 from timm_rla.models.fold import FoldedContext
+from timm_rla.models.network import RLAResNet
 from timm_rla.ops.lstm import FoldedCell
 
 
@@ -116,6 +117,47 @@ def test_copies_and_pickles_fold_themselves():
         assert relative_error(other(x), model(x)) < 1e-5
     again = pickle.loads(pickle.dumps(other))  # a folded network is one, too
     assert torch.equal(again(x), other(x))
+
+
+def test_a_part_is_saved_without_the_network():
+    sizes = []
+    for name in 'resnet20_cifar', 'rla_resnet20_cifar':
+        file = io.BytesIO()
+        torch.save(timm.create_model(name).layer1, file)
+        sizes.append(len(file.getvalue()))
+    assert sizes[1] < 1.3 * sizes[0]
+
+
+def test_a_part_of_another_network_folds_with_its_new_one():
+    model, other = tiny_model('bottleneck').eval(), tiny_model('bottleneck').eval()
+    model.layer1 = copy.deepcopy(other.layer1)
+    folded = reparameterize_model(model)
+    assert folded.folded and relative_error(folded(images('bottleneck')), model(images('bottleneck'))) < 1e-5
+    shallow = copy.copy(model)
+    assert reparameterize_model(shallow).folded and reparameterize_model(model).folded
+
+
+def test_a_network_that_calls_its_modules_in_another_order_is_not_folded():
+    class Reversed(RLAResNet):
+        def stem(self, x):
+            return self.bn1(self.act1(self.conv1(x)))
+
+    model = tiny_model('bottleneck').eval()
+    model.__class__ = Reversed
+    folded = reparameterize_model(model)
+    assert torch.equal(folded(images('bottleneck')), model(images('bottleneck'))) and not folded.folded
+
+
+def test_a_network_without_values_is_not_folded_and_can_be_later():
+    model = tiny_model('bottleneck').eval()
+    with torch.device('meta'):
+        empty = tiny_model('bottleneck').eval()
+    reparameterize_model(empty, inplace=True)
+    empty.to_empty(device='cpu').load_state_dict(model.state_dict())
+    x = images('bottleneck')
+    assert torch.equal(empty(x), model(x)) and not empty.folded
+    assert torch.equal(reparameterize_model(empty)(x), reparameterize_model(model)(x))
+    empty.train()(x)
 
 
 def test_a_network_is_freed_at_once():

@@ -5,6 +5,8 @@ A fast form takes over a module only where nobody can notice. The networks of ti
 import copy
 import re
 from collections import Counter, defaultdict
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -12,10 +14,11 @@ import torch
 import torch.nn as nn
 import torch.nn.utils.parametrizations as parametrizations
 import torch.nn.utils.prune as prune
-from helpers import assert_same, blocks_of, images, is_extra, randn, randomise, relative_error
+from helpers import assert_same, blocks_of, gradients, images, is_extra, randn, randomise, relative_error
 from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 SMALL = dict(layers=(1, 2, 0, 0), channels=(8, 16, 16, 16), num_classes=7, drop_path_rate=0.2)
 PAIRS = {'rla_resnet18': 'resnet18', 'rla_resnet50': 'resnet50', 'rla_seresnet50': 'seresnet50'}  # ours and timm's
@@ -256,6 +259,18 @@ def test_what_a_function_mode_returns_counts(name, mode, function, kind):
     assert relative_error(y, run(model, mode, X.double())) > 1e-3
 
 
+@pytest.mark.parametrize('function', ['batch_norm', 'relu', 'conv2d'])
+def test_functions_that_somebody_has_replaced(name, mode, function, monkeypatch):
+    real, counts = getattr(nn.functional, function), []
+    for model in create(name), create(PAIRS[name]):
+        replacement = Mock(side_effect=real)
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.functional, function, replacement)
+            run(model, mode)
+        counts.append(replacement.call_count)
+    assert counts[0] == counts[1] and (counts[1] > 5 or function == 'conv2d')  # which nn.Conv2d calls as F.conv2d
+
+
 def test_hooks_leave_nothing_behind(name):
     model = create(name)
     expected = run(model, 'training')
@@ -382,6 +397,19 @@ def test_dynamic_quantisation(name):
     assert 0 < relative_error(y, expected) < 0.05
 
 
+@pytest.mark.filterwarnings('ignore')
+def test_static_quantisation(name):
+    if 'x86' not in torch.backends.quantized.supported_engines:
+        pytest.skip('this build of torch cannot quantise')
+    quantise = pytest.importorskip('torch.ao.quantization.quantize_fx', reason='torch.ao.quantization is gone')
+    model = create(name).eval()
+    mapping = torch.ao.quantization.get_default_qconfig_mapping('x86')
+    with torch.no_grad():
+        prepared = quantise.prepare_fx(model, mapping, (X,))
+        prepared(X)
+        assert 0 < relative_error(quantise.convert_fx(prepared)(X), model(X)) < 0.3
+
+
 # Parameters that are swapped ---------------------------------------------------------------------------------------
 
 def changed_parameters(model, factor=1.1):
@@ -412,6 +440,19 @@ def test_ensemble_by_vmap(name):
     with torch.no_grad():
         y = torch.vmap(lambda p, b: torch.func.functional_call(skeleton, (p, b), (X.double(),)))(*state)
         assert_same(y, torch.stack([model(X.double()) for model in models]), 1e-12)
+
+
+def test_compiled_ensemble_by_vmap(name):
+    model = create(name).double().eval()
+    states = [{n: t.detach() * (1 + 0.1 * i) for n, t in model.named_parameters()} for i in range(2)]
+    params = {n: torch.stack([state[n] for state in states]) for n in states[0]}
+
+    def call(params, x):
+        return torch.vmap(lambda p: torch.func.functional_call(model, p, (x,)))(params)
+
+    with torch.no_grad():
+        expected = call(params, X.double())
+        assert_same(torch.compile(call, backend='eager')(params, X.double()), expected, 1e-12)
 
 
 def test_gradients_of_each_image_by_vmap(name):
@@ -450,6 +491,26 @@ def test_a_tensor_in_the_place_of_a_parameter(name, training):
     assert_same(y, expected(x), 1e-12)
     gradients = torch.autograd.grad((y * randn(*y.shape)).sum(), scales)
     assert all(grad != 0 for grad in gradients)
+
+
+# Checkpointing -----------------------------------------------------------------------------------------------------
+
+def checkpointed(model, parts, use_reentrant):
+    model = copy.deepcopy(model)
+    for module in parts(model):
+        module.forward = partial(checkpoint, module.forward, use_reentrant=use_reentrant)
+    return model
+
+
+@pytest.mark.parametrize('parts', [blocks_of, lambda m: [m.layer1, m.layer2], lambda m: [m.layer2]],
+                         ids=['blocks', 'stages', 'last'])
+def test_checkpointing_by_others_is_exact_or_an_error(name, parts):
+    """The reentrant kind passes no gradient through the state: timm's networks have none."""
+    model = create(name, drop_path_rate=0.).double().train()
+    expected = gradients(copy.deepcopy(model), X.double())
+    assert_same(gradients(checkpointed(model, parts, False), X.double()), expected, 1e-10)
+    with pytest.raises(RuntimeError, match='use_reentrant=False keeps it'):
+        gradients(checkpointed(model, lambda m: [m.layer1, *parts(m)], True), X.double())
 
 
 # In place ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch.nn as nn
 import torchvision
 from helpers import randn, randomise
 from timm.data import resolve_data_config
+from timm.layers import BatchNormAct2d, EvoNorm2dB0, FilterResponseNormTlu2d, GroupNormAct
 from timm.models.resnet import Bottleneck, ResNet
 
 from timm_rla.models import registry
@@ -113,6 +114,24 @@ def test_norms_without_weight_are_an_error():
     source = timm.create_model('resnet18', **kwargs)
     with pytest.raises(ValueError, match='^the last norm of a block must have a weight, .*: layer1.0.bn2 has none$'):
         warm('rla_resnet18', source.state_dict(), **kwargs)
+
+
+@pytest.mark.parametrize('norm_layer, exact', [
+    ('batchnorm2d', True), (partial(BatchNormAct2d, act_layer=nn.LeakyReLU), True), (EvoNorm2dB0, True),
+    (partial(BatchNormAct2d, act_layer=nn.SiLU), False), (FilterResponseNormTlu2d, False),
+    (partial(GroupNormAct, num_groups=4, act_layer=nn.GELU), False),
+], ids=str)
+def test_norms_with_an_activation_are_exact_or_an_error(norm_layer, exact, form):
+    kwargs = dict(SMALL, norm_layer=norm_layer, zero_init_last=False)
+    source = source_of('rla_resnet18', **kwargs)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    if exact:
+        assert_same_logits(warm('rla_resnet18', source.state_dict(), **kwargs), source, IMAGES, form)
+    else:
+        with pytest.raises(RuntimeError, match='no warm start with .* as the last norm of a block: its '):
+            warm('rla_resnet18', source.state_dict(), **kwargs)
 
 
 def test_attention_that_has_no_exact_form_is_an_error():

@@ -41,6 +41,21 @@ def _excitation(se: SEModule, pooled: torch.Tensor) -> torch.Tensor:
     return se.gate(se.fc2(x)).flatten(1)
 
 
+def _check_gradient(x: torch.Tensor, state: Optional[LSTMState], step: CellWeights) -> None:
+    """Complain of a state that has lost its gradient, which would make that of the LSTM silently wrong.
+
+    Raises:
+        RuntimeError: Input and LSTM of a block want a gradient, and the state before it has none.
+    """
+    if state is None or not x.requires_grad or state[0].requires_grad:
+        return
+    weight = getattr(step, 'weight_hh', None)  # none if the LSTM has been replaced
+    if weight is not None and weight.requires_grad:
+        raise RuntimeError(
+            'the state of the previous block has no gradient; checkpointing with use_reentrant=True drops it, '
+            'set_grad_checkpointing() or use_reentrant=False keeps it')
+
+
 class RecurrentBlock(nn.Module):
     """What a residual block of timm gains: a context, a layer attention and a state that passes through it."""
 
@@ -85,6 +100,7 @@ class RecurrentBlock(nn.Module):
             Output of the block [B, C, H, W], its state.
         """
         if not torch.jit.is_scripting():
+            _check_gradient(shortcut, state, step)
             fused = self.fused_norm(z)
             if fused is not None:
                 return self.attend_fused(fused, shortcut, state, step)

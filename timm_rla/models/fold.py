@@ -10,7 +10,7 @@ A folded network has the same blocks: only its contexts return input gates, and 
 put another module into the place of a stage or a block, the cell must go on taking contexts and stays as it is.
 """
 import weakref
-from typing import Any, Dict, Optional, Sequence, Tuple, Type
+from typing import Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -30,22 +30,20 @@ class Folder:
     """Stands on a part of a network under the name by which `reparameterize_model` asks parts to fold themselves.
 
     That function never asks the network as a whole, which alone knows of all that belongs together. The reference is a
-    weak one, so that a network without other references is freed at once; copies and pickles of the network keep it.
+    weak one, so that a network without other references is freed at once. A copy or pickle of the part has none; where
+    it is that of a whole network, this sets it anew (`RecurrentLayerAttention.__setstate__`).
     """
 
-    def __init__(self, network: Optional[nn.Module]):
-        self._network = (lambda: None) if network is None else weakref.ref(network)
+    def __init__(self, network: Optional[nn.Module] = None):
+        self.network = (lambda: None) if network is None else weakref.ref(network)
 
     def __call__(self) -> None:
-        network = self._network()
+        network = self.network()
         if network is not None:
             network.fold()
 
-    def __deepcopy__(self, memo: Dict[int, Any]) -> 'Folder':
-        return Folder(memo.get(id(self._network())))
-
     def __reduce__(self):
-        return Folder, (self._network(),)
+        return Folder, ()
 
 
 class FoldedContext(nn.Module):
@@ -69,7 +67,8 @@ class FoldedContext(nn.Module):
         """[B, C, H, W] -> [B, C]"""
         if self.context is not None:
             return self.context.pool(x)
-        return x.amax((2, 3)) if self.max_pool else x.mean((2, 3))
+        pooled = x.amax((2, 3), keepdim=True) if self.max_pool else x.mean((2, 3), keepdim=True)
+        return pooled.flatten(1)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """[B, C] -> [B, 4M]"""

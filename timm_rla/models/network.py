@@ -25,6 +25,7 @@ from .fold import Folder, fold
 __all__ = ['RLAResNet', 'RecurrentLayerAttention', 'default_context_dim']
 
 STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
+RUN = ('forward', 'forward_features', 'run_stages', 'stem')  # methods that say in which order modules are called
 
 
 def default_context_dim(widths: Sequence[int]) -> int:
@@ -98,6 +99,14 @@ class RecurrentLayerAttention(nn.Module):
             if type(stage) is nn.Sequential:  # as timm makes and prunes it, not what somebody has put there
                 setattr(self, name, RecurrentStage(*stage.children()))
         self.layer1.reparameterize = Folder(self)
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """Called when a network is copied or unpickled."""
+        super().__setstate__(state)
+        for module in self.modules():
+            folder = vars(module).get('reparameterize')
+            if isinstance(folder, Folder) and folder.network() is None:
+                module.reparameterize = Folder(self)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
@@ -176,9 +185,11 @@ class RecurrentLayerAttention(nn.Module):
     @torch.jit.ignore
     def fold(self) -> None:
         """Multiply out what is constant in evaluation (fold.py); timm's `reparameterize_model` calls this."""
-        if not self.folded and is_vanilla(self, type(self)):
+        own = all(getattr(type(self), name) is getattr(RLAResNet, name) for name in RUN)
+        if own and is_vanilla(self, type(self)) and not self.folded:
+            before = set(self.modules())
             fold(self.eval(), [getattr(self, name) for name in STAGES])
-            self.folded = True
+            self.folded = set(self.modules()) != before
 
     def train(self, mode: bool = True) -> 'RecurrentLayerAttention':
         """Set the mode.

@@ -43,7 +43,10 @@ def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **
     feature_cfg = dict(out_indices=tuple(range(4 if issubclass(net, CifarResNet) else 5)))
     if issubclass(net, RecurrentLayerAttention):
         kwargs.update(pretrained_filter_fn=checkpoint_filter_fn)
-        feature_cfg.update(feature_cls=StageFeatures)  # timm's default calls stages one by one, without the state
+        feature_cfg.update(feature_cls=StageFeatures)
+        if kwargs.get('feature_cls') in ('list', 'dict'):  # timm's call stages one by one, without the state
+            if kwargs.pop('feature_cls') == 'dict':
+                raise ValueError("feature_cls must be 'list', 'getter', 'hook' or 'fx', not 'dict'")
     return build_model_with_cfg(net, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 

@@ -21,6 +21,7 @@ _logger = logging.getLogger(__name__)
 
 # Intra-layer attention whose gate is a function of a linear layer of the pooled input: the weight of that layer
 INPUT_WEIGHTS = {SEModule: 'fc1.weight', EffectiveSEModule: 'fc.weight', EcaModule: 'conv.weight'}
+SCALING = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU)  # activations f of a norm with f(2x) = 2 f(x)
 LSTM_KEY = 'lstm.weight_ih'  # every checkpoint of an RLA network has it
 
 
@@ -49,6 +50,21 @@ def scaled_keys(state_dict: Dict[str, torch.Tensor], norm: str) -> List[str]:
     return [key for key in (f'{norm}.weight', f'{norm}.bias') if key in state_dict]
 
 
+def _check_scales(norm: nn.Module) -> None:
+    """Complain of a norm whose output weight and bias do not scale, since it has an activation or threshold.
+
+    Raises:
+        RuntimeError: It is one.
+    """
+    act = getattr(norm, 'act', None)
+    if hasattr(norm, 'tau') or isinstance(act, nn.Module) and not isinstance(act, SCALING):
+        part = 'threshold' if hasattr(norm, 'tau') else f'activation {type(act).__name__}'
+        raise RuntimeError(
+            f'no warm start with {type(norm).__name__} as the last norm of a block: its {part} does not scale with '
+            f'weight and bias; there is one with norms without activation, or with '
+            f'{", ".join(kind.__name__ for kind in SCALING[1:])}')
+
+
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
     """State dict for an RLA network from that of an RLA network, or of the network without layer attention.
 
@@ -72,6 +88,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     for name, block in model.named_modules():
         if not isinstance(block, RecurrentBlock):
             continue
+        _check_scales(block.tail()[1])
         for key in scaled_keys(state_dict, f'{name}.{last_norm(block)}'):
             state_dict[key] = 2 * state_dict[key]
         if block.se is not None:

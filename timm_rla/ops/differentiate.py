@@ -21,6 +21,8 @@ def differentiate(
     Returns:
         Gradients of the inputs, None for those that want none.
     """
+    if not any(x.requires_grad for x in inputs):
+        return [None] * len(inputs)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [x.view_as(x) for x in inputs]  # which do not depend on each other

@@ -96,12 +96,12 @@ def step_function(cell: nn.Module) -> StepFunction:
     Args:
         cell: An nn.LSTMCell, or any module that is called like one.
     """
-    transformed = not torch.compiler.is_compiling() and in_functorch_transform()
-    parameters = (nn.Parameter, torch.Tensor) if transformed else (nn.Parameter,)  # functional_call puts tensors there
+    formula = torch.compiler.is_compiling() or in_functorch_transform()
+    parameters = (nn.Parameter, torch.Tensor) if formula else (nn.Parameter,)  # functional_call puts tensors there
     if not is_vanilla(cell, nn.LSTMCell, parameters) or not cell.bias:
         return cell
     by_gate = prefers_gates(cell.weight_ih)
-    if not by_gate and not transformed and not torch.compiler.is_compiling():
+    if not by_gate and not formula:
         return cell
     return CellWeights(cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh, by_gate)
 

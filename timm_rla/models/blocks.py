@@ -47,7 +47,9 @@ def _check_gradient(x: torch.Tensor, state: Optional[LSTMState], step: CellWeigh
     Raises:
         RuntimeError: Input and LSTM of a block want a gradient, and the state before it has none.
     """
-    if state is None or not x.requires_grad or state[0].requires_grad:
+    if state is None or not isinstance(x, torch.Tensor):  # none of the proxies of torch.fx
+        return
+    if not x.requires_grad or state[0].requires_grad:
         return
     weight = getattr(step, 'weight_hh', None)  # none if the LSTM has been replaced
     if weight is not None and weight.requires_grad:

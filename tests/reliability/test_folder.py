@@ -54,6 +54,15 @@ with RunFolder(Path({str(tmp_path / "run")!r})).locked():
     assert len(read_summary(tmp_path / 'run')) == 1
 
 
+def test_a_folder_with_checkpoints_alone_is_a_run(image_folder, tmp_path, capsys):
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '2')
+    (run / 'summary.csv').unlink()
+    before = {path.name: path.read_bytes() for path in run.glob('*.pth*')}
+    assert cli.main(line(image_folder, tmp_path, '--epochs', '1', '--seed', '5')) == 2
+    assert '--resume auto goes on with it' in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.glob('*.pth*')} == before
+
+
 # Going back ----------------------------------------------------------------------------------------------------------
 
 def epochs_of(folder):
@@ -80,6 +89,68 @@ def test_going_back(image_folder, tmp_path):
           '0.001', '--seed', '7')
     check_labels(run)
     assert set(epochs_of(run).values()) == {0, 1, 2, 3}
+
+
+def files_of(folder):
+    return {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir() if path.name != '.lock'}
+
+
+@pytest.mark.parametrize('content', [
+    dict(rng=5), dict(rng={}), dict(rng=dict(torch=torch.zeros(3))), dict(train_workers=5), dict(buffers=5),
+    dict(position=5), dict(position=dict(batches=10 ** 9)),
+], ids=str)
+def test_nothing_is_deleted_before_all_is_read(image_folder, tmp_path, capsys, content):
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '3')
+    torch.save(content, run / 'resume-0-0.pth')
+    before = files_of(run)
+    code = cli.main(line(image_folder, tmp_path, '--epochs', '3', '--resume', str(run / 'checkpoint-0.pth.tar')))
+    if code:
+        assert code == 2 and 'damaged state of process 0' in capsys.readouterr().err
+        assert files_of(run) == before
+    else:  # a position belongs to checkpoints within an epoch alone
+        assert 'position' in content
+        check_labels(run)
+
+
+def test_another_optimizer_is_refused_before_anything_changes(image_folder, tmp_path, capsys):
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '2')
+    before = files_of(run)
+    for opt in 'lamb', 'adamw':
+        assert cli.main(line(image_folder, tmp_path, '--epochs', '3', '--resume', 'auto', '--opt', opt)) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f'--opt {opt}: ' in error and 'was trained with sgd; --no-resume-opt' in error
+        assert files_of(run) == before
+    assert cli.main(line(
+        image_folder, tmp_path, '--epochs', '3', '--resume', 'auto', '--opt', 'adamw', '--no-resume-opt')) == 0
+
+
+def test_options_that_the_state_of_the_optimizer_overrules_are_said(image_folder, tmp_path, capsys):
+    train(image_folder, tmp_path, *OPTIONS, '--epochs', '1')
+    capsys.readouterr()
+    common = ['--epochs', '2', '--resume', 'auto']
+    assert cli.main(line(image_folder, tmp_path, *common, '--weight-decay', '0.5', '--momentum', '0.1')) == 0
+    assert 'goes on with its own momentum, weight_decay' in capsys.readouterr().err
+    assert cli.main(line(image_folder, tmp_path, '--epochs', '3', '--resume', 'auto')) == 0
+    assert 'goes on with its own' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['checkpoint-2.pth.tar', 'resume-7-0.pth', 'recovery-0-1.pth.tar'])
+def test_a_folder_in_the_place_of_a_file(image_folder, tmp_path, capsys, name):
+    run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '1')
+    (run / name).mkdir()
+    assert cli.main(line(image_folder, tmp_path, '--epochs', '2', '--resume', 'auto')) in (0, 2)
+    assert 'Traceback' not in capsys.readouterr().err
+    (run / name).rmdir()
+    assert cli.main(line(image_folder, tmp_path, '--epochs', '4', '--resume', 'auto')) == 0
+    check_labels(run)
+
+
+@pytest.mark.parametrize('opt', ['adafactorbv', 'adafactor', 'lamb'])
+def test_factored_state_of_an_optimizer(image_folder, tmp_path, opt):
+    options = [*OPTIONS, '--opt', opt, '--lr', '0.001', '--epochs']
+    train(image_folder, tmp_path, *options, '1')
+    resumed = train(image_folder, tmp_path, *options, '2', '--resume', 'auto')
+    assert_same_run(resumed, train(image_folder, tmp_path / 'whole', *options, '2'))
 
 
 @pytest.mark.parametrize('hist', ['1', '2', '10'])

@@ -118,12 +118,21 @@ def test_code_does_not_run(image_folder, tmp_path, capsys, option):
     dict(input_size=[3, 8]), dict(mean=['a']), dict(std=[float('nan')]), dict(crop_pct='all'), dict(gp=3),
     dict(interpolation=[]), dict(label_names=3), dict(img_size=2 ** 40), dict(bn_eps='small'),
     dict(mean=torch.zeros(3)), dict(model_kwargs=dict(act_layer=torch.zeros(3))), dict(label_names=[['x'] * 3]),
+    dict(img_size=100_000), dict(input_size=[3, 100_000, 100_000]),
 ])
 def test_options_that_are_none(write, args):
     path = write(args)
     with pytest.raises(UserError, match='damaged, its options have ' + next(iter(args))) as error:
         training_options(read_checkpoint(path, '--checkpoint'), f'--checkpoint {path}')
     assert len(str(error.value)) < 500 and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('args', [
+    dict(mean=[1e300] * 3), dict(std=[0, 0, 0]), dict(crop_pct=-1), dict(crop_pct=1e-9), dict(bn_eps=0)], ids=str)
+def test_options_out_of_range(write, args):
+    path = write(args)
+    with pytest.raises(UserError, match=f'^--checkpoint .*: {next(iter(args))} .*: must be '):
+        training_options(read_checkpoint(path, '--checkpoint'), f'--checkpoint {path}')
 
 
 @pytest.mark.parametrize('content', [

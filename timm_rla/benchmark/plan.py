@@ -7,7 +7,7 @@ from timm.models import get_pretrained_cfg
 
 from ..common.device import check_device
 from ..common.environment import describe_environment
-from ..common.errors import UserError, closest
+from ..common.errors import UserError, blame, closest
 from .results import find, read
 from .suites import SUITES, Setting
 from .variants import FOLDED, TRITON, is_detector, suffixes
@@ -88,6 +88,8 @@ def _check_model(name: str, modes: Sequence[str], device: str) -> None:
     base = name.split('+')[0]
     if not timm.is_model(base):
         raise UserError(f'--model {name}: no such model; {closest(base, timm.list_models())}')
+    with blame(f'--model {name}', RuntimeError):  # no such tag
+        get_pretrained_cfg(base)
     chosen = suffixes(name)
     if FOLDED in chosen and 'train' in modes:
         raise UserError(f'--model {name}: a folded model cannot be trained; --modes infer')

@@ -66,10 +66,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = freeze_parser().parse_args(argv)
     output = Path(args.output) if args.output else Path(args.checkpoint).with_name('frozen.pth.tar')
-    if os.path.lexists(output):
-        raise UserError(f'--output {output}: there is a file of that name')
     study_output = output.with_name(output.name.removesuffix('.tar').removesuffix('.pth') + '.json')
     outputs = [('--output', output)] + [('--study', study_output)] * args.study
+    for option, path in outputs:
+        if os.path.lexists(path):
+            raise UserError(f'{option} {path}: there is a file of that name')
     source = f'CHECKPOINT {args.checkpoint}'
     content = read_checkpoint(args.checkpoint, 'CHECKPOINT')
     check_outputs(outputs, [args.checkpoint, args.class_map])

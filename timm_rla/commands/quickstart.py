@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import List, Optional
 
@@ -45,7 +46,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     )
     _check(run_options, str(digits), output)
     if args.result:
-        check_writable(Path(args.result), '--result')
+        result_path = Path(args.result)
+        if output.resolve() in result_path.resolve().parents:
+            raise UserError(f'--result {result_path}: must lie outside of --output {output}, which holds the runs')
+        check_writable(result_path, '--result')
     write_digits(digits)
     start = time.perf_counter()
     run = train(run_options)
@@ -91,7 +95,7 @@ def write_digits(root: Path) -> Path:
         `root`.
 
     Raises:
-        UserError: scikit-learn is not installed.
+        UserError: scikit-learn is not installed, or the folder cannot be written.
     """
     if root.exists():
         return root
@@ -101,14 +105,16 @@ def write_digits(root: Path) -> Path:
     parts = model_selection.train_test_split(range(len(labels)), test_size=HELD_OUT, random_state=0, stratify=labels)
 
     temporary = root.with_name(f'{root.name}.{os.getpid()}')  # moved into place when it is whole
-    for split, indices in zip(('train', 'validation'), parts):
-        for index in indices:
-            path = temporary / split / str(labels[index]) / f'{index:04d}.png'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = (images[index] * (255 / 16)).round().astype('uint8')  # 17 grey levels
-            Image.fromarray(pixels).save(path)
     try:
-        temporary.rename(root)
-    except OSError:  # another process was faster
-        shutil.rmtree(temporary)
+        with blame(str(root), OSError):
+            for split, indices in zip(('train', 'validation'), parts):
+                for index in indices:
+                    path = temporary / split / str(labels[index]) / f'{index:04d}.png'
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    pixels = (images[index] * (255 / 16)).round().astype('uint8')  # 17 grey levels
+                    Image.fromarray(pixels).save(path)
+        with suppress(OSError):  # another process was faster
+            temporary.rename(root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return root

@@ -3,7 +3,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from PIL import Image, ImageMode
+from PIL import Image, ImageMode, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
@@ -72,6 +72,8 @@ class StrictImageDataset(ImageDataset):
             file, target = self.reader[index]
             image = eight_bits(Image.open(file))
             image = image.convert(self.input_img_mode) if self.input_img_mode else image
+        except UnidentifiedImageError as e:
+            raise UserError(f'cannot read image {self._name(index)}: no image of a type that Pillow reads') from e
         except Exception as e:  # PIL raises whatever its decoders raise
             raise UserError(f'cannot read image {self._name(index)}: {one_line(e)}') from e
         if self.transform is not None:

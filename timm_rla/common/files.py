@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterable, Iterator, Tuple, Union
 
 from .errors import UserError, one_line
 
-__all__ = ['check_outputs', 'check_writable', 'file_digest', 'replacing', 'writing_text']
+__all__ = ['check_outputs', 'check_writable', 'file_digest', 'folder_of_run', 'replacing', 'writing_text']
 
 OF_A_RUN = ('summary.csv', 'args.yaml')  # files of a training run, which nothing but a run writes
 
@@ -55,6 +55,18 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def folder_of_run(output: str, experiment: str) -> Path:
+    """Folder `output/experiment`, also where the name has several parts.
+
+    Raises:
+        UserError: The name leads out of `output`, or is none.
+    """
+    path = Path(experiment)
+    if path.is_absolute() or not path.parts or '..' in path.parts:
+        raise UserError(f'--experiment {experiment}: must be the name of a folder inside of --output')
+    return Path(output) / path
 
 
 def file_digest(path: Path) -> str:

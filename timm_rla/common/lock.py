@@ -26,7 +26,7 @@ def exclusive(folder: Path, refusal: Callable[[str], str]) -> Iterator[None]:
     Raises:
         UserError: Another process holds it, or it cannot be made.
     """
-    with blame(str(folder), OSError):
+    with blame(str(folder), OSError, ValueError):  # ValueError: a null in the name
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock, holder = FileLock(folder / LOCK, timeout=0), folder / HOLDER

@@ -14,7 +14,7 @@ from timm.models import create_model, load_model_config_from_hf
 from .._timm import load_model_config_from_path
 from .checkpoint import load_weights, read_checkpoint
 from .errors import UserError, blame, closest
-from .trained import architecture_arguments, check_sizes, training_options
+from .trained import NOT_ARCHITECTURE, architecture_arguments, check_sizes, training_options
 
 __all__ = [
     'INTERPOLATIONS', 'InputSpec', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network',
@@ -27,6 +27,8 @@ _logger = logging.getLogger(__name__)
 _BUILD_ERRORS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
+# Arguments of timm.create_model that say what is loaded, or make no classifier
+NOT_MODEL = {'features_only', 'out_indices', 'checkpoint_path', 'pretrained', 'pretrained_cfg', 'cache_dir'}
 CROP_MODES = ('center', 'squash', 'border')  # timm's
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 FOLDER = 'local-dir:'
@@ -67,11 +69,11 @@ class InputSpec:
         self._check(model)
         with blame('model input', AssertionError, TypeError, ValueError):
             config = resolve_data_config(vars(self), model=model, use_test_size=use_test_size)
-        channels = self.channels or config['input_size'][0]
-        config['input_size'] = (channels, *config['input_size'][1:])  # timm drops --in-chans if no size is said
-        for key in ('mean', 'std'):
-            if len(config[key]) != channels:  # the mean over the channels, as timm's prefetcher takes it
-                config[key] = (sum(config[key]) / len(config[key]),) * channels
+            channels = self.channels or config['input_size'][0]
+            config['input_size'] = (channels, *config['input_size'][1:])  # timm drops --in-chans if no size is said
+            for key in ('mean', 'std'):
+                if len(config[key]) != channels:  # the mean over the channels, as timm's prefetcher takes it
+                    config[key] = (sum(config[key]) / len(config[key]),) * channels
         if verbose:
             _logger.info('Input: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
         return config
@@ -161,6 +163,9 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
     if not name.startswith(SAVED) and not timm.is_model(name):
         raise UserError(f'--model {name}: no such model (timm.list_models() lists them); '
                         f'{closest(name, timm.list_models())}')
+    unsuitable = (model_kwargs or {}).keys() & (kwargs.keys() | NOT_ARCHITECTURE | NOT_MODEL)
+    if unsuitable:
+        raise UserError(f'--model-kwargs {min(unsuitable)}: not of the architecture, or with an option of its own')
     with blame(f'--model {name}', *_BUILD_ERRORS):
         try:
             return create_model(name, **kwargs, **(model_kwargs or {}))

@@ -19,5 +19,6 @@ def blame_optimizer(name: str) -> Iterator[None]:
     if name.lower().removeprefix('lookahead_') not in list_optimizers():
         raise UserError(f'--opt {name}: no such optimizer (timm.optim.list_optimizers() lists them); '
                         f'{closest(name, list_optimizers())}')
-    with blame(f'--opt {name}', AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError):
+    with blame(f'--opt {name}', ArithmeticError, AssertionError, ImportError, LookupError, RuntimeError, TypeError,
+               ValueError):
         yield

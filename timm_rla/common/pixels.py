@@ -50,5 +50,6 @@ def transformed(transform: Callable[[Any], Any], image: Image.Image, subject: st
     if 2 * border >= min(image.size):
         raise UserError(f'--crop-border-pixels {border}: leaves nothing of {subject} of {image.width} x {image.height} '
                         'pixels')
-    with blame(f'{subject} of {image.width} x {image.height} pixels, {image.mode}', ArithmeticError, ValueError):
+    size = f'{image.width} x {image.height} pixels'
+    with blame(f'{subject} of {size}, {image.mode}', ArithmeticError, MemoryError, ValueError):
         return transform(image)

@@ -8,10 +8,13 @@ from .errors import UserError
 __all__ = ['RANGES', 'check_ranges']
 
 
+LARGEST = 1e9  # which no option needs, and no library fails at
+
+
 class Range(NamedTuple):
     """Numbers from `low` to `high`, both included unless `above` or `below` says otherwise."""
     low: float
-    high: float = math.inf
+    high: float = LARGEST
     above: bool = False  # without `low`
     below: bool = False  # without `high`
 
@@ -21,8 +24,8 @@ class Range(NamedTuple):
             value < self.high if self.below else value <= self.high) and math.isfinite(value)
 
     def __str__(self) -> str:
-        if self.high == math.inf:
-            return f'{"above" if self.above else "at least"} {self.low:g}'
+        if self.high == LARGEST:
+            return f'{"above" if self.above else "at least"} {self.low:g} and at most {self.high:g}'
         bounds = [f'{bound:g}' + ' (excluded)' * out for bound, out in zip(self[:2], self[2:])]
         return f'from {bounds[0]} to {bounds[1]}'
 
@@ -44,11 +47,10 @@ RANGES: Dict[str, Range] = {
         'rpn_batch_size_per_image', 'box_batch_size_per_image', 'box_detections_per_img',
     ), COUNT),
     **dict.fromkeys((
-        'workers', 'start_epoch', 'recovery_interval', 'grad_accum_steps', 'weight_decay', 'layer_decay',
-        'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'lr', 'lr_base', 'min_lr', 'warmup_lr', 'warmup_epochs',
-        'cooldown_epochs', 'patience_epochs', 'epoch_repeats', 'decay_milestones', 'mixup_off_epoch', 'color_jitter',
-        'aug_repeats', 'mixup', 'cutmix', 'bce_pos_weight', 'crop_border_pixels', 'lr_noise_std', 'opt_betas',
-        'lr_noise', 'lr_cycle_decay', 'milestones', 'warmup_iterations',
+        'start_epoch', 'recovery_interval', 'grad_accum_steps', 'weight_decay', 'lr', 'lr_base', 'min_lr', 'warmup_lr',
+        'warmup_epochs', 'cooldown_epochs', 'patience_epochs', 'epoch_repeats', 'decay_milestones', 'mixup_off_epoch',
+        'color_jitter', 'aug_repeats', 'mixup', 'cutmix', 'bce_pos_weight', 'crop_border_pixels', 'lr_noise_std',
+        'opt_betas', 'lr_noise', 'lr_cycle_decay', 'milestones', 'warmup_iterations',
     ), NOT_NEGATIVE),
     **dict.fromkeys((
         'decay_epochs', 'decay_rate', 'opt_eps', 'bn_eps', 'clip_grad', 'std', 'scale', 'ratio',
@@ -57,17 +59,21 @@ RANGES: Dict[str, Range] = {
     **dict.fromkeys((
         'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'reprob', 'mixup_prob',
         'mixup_switch_prob', 'drop', 'drop_block', 'cutmix_minmax', 'bce_target_thresh', 'lr_noise_pct', 'bn_momentum',
-        'model_ema_decay', 'momentum', 'mean', 'box_score_thresh', 'box_nms_thresh', 'box_positive_fraction',
-        'score_thresh',
+        'model_ema_decay', 'momentum', 'layer_decay', 'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'mean',
+        'box_score_thresh', 'box_nms_thresh', 'box_positive_fraction', 'score_thresh',
     ), PROBABILITY),
     **dict.fromkeys(('smoothing', 'drop_path'), FRACTION),
     'crop_pct': Range(0.1, 1),  # a part of the image, no percentage
     'seconds': Range(0, 3600, above=True),
+    'workers': Range(0, 1024),
+    'threads': Range(1, 1024),
     **dict.fromkeys(('seed', 'seeds'), Range(0, 2 ** 32 - 2 ** 16)),  # NumPy's, and each process adds its rank
 }
 
 
 PAIRS = ('scale', 'ratio', 'cutmix_minmax')  # of a least and a largest number
+DIFFERENT = ('cutmix_minmax',)
+MAY_BE_EMPTY = ('milestones', 'decay_milestones')
 
 
 def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
@@ -82,7 +88,8 @@ def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
     """
     for name in RANGES.keys() & options.keys():
         value = options[name]
-        for number in value if isinstance(value, (list, tuple)) else [value]:
+        is_list = isinstance(value, (list, tuple)) and (value or name in (*MAY_BE_EMPTY, *PAIRS))
+        for number in value if is_list else [value]:
             if number is None and value is None:
                 continue
             if not isinstance(number, (int, float)) or isinstance(number, bool) or not RANGES[name].holds(number):
@@ -90,6 +97,6 @@ def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
                 raise UserError(f'{subject} {reprlib.repr(number)}: must be {RANGES[name]}')
     for name in PAIRS:
         pair = options.get(name)
-        if pair is not None and (len(pair) != 2 or pair[0] > pair[1]):
+        if pair is not None and (len(pair) != 2 or pair[0] > pair[1] or pair[0] == pair[1] and name in DIFFERENT):
             subject = f'{source}: {name}' if source else f'--{name.replace("_", "-")}'
             raise UserError(f'{subject} {" ".join(map(str, pair))}: must be two numbers, the least and the largest')

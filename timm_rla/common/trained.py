@@ -14,16 +14,18 @@ import torch
 import torch.nn as nn
 
 from .errors import UserError
+from .ranges import check_ranges
 
 __all__ = [
-    'architecture_arguments', 'check_sizes', 'completed_epochs', 'every', 'is_count', 'is_number', 'is_text',
-    'training_options',
+    'NOT_ARCHITECTURE', 'architecture_arguments', 'check_sizes', 'completed_epochs', 'every', 'is_count', 'is_number',
+    'is_text', 'training_options',
 ]
 
 _logger = logging.getLogger(__name__)
 
 DEPTH, LENGTH, TEXT = 4, 100_000, 10_000  # of plain values: nesting, entries, characters
 EPOCHS = 10 ** 9
+SIZE = 4096  # pixels of a side
 # Arguments of networks that other options set
 NOT_ARCHITECTURE = {'self', 'args', 'kwargs', 'block', 'num_classes', 'in_chans', 'device', 'dtype'}
 
@@ -61,13 +63,18 @@ def every(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, (list, tuple)) and all(map(check, value))
 
 
+def _is_size(value: Any) -> bool:
+    """True for a number of pixels, or channels, of which an image does not fill the memory."""
+    return is_count(value) and value <= SIZE
+
+
 EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of options that later commands use; None is always accepted
     'model': is_text,
     'model_kwargs': lambda value: isinstance(value, dict),
     'num_classes': is_count,
     'in_chans': is_count,
-    'img_size': is_count,
-    'input_size': lambda value: every(is_count)(value) and len(value) == 3,
+    'img_size': _is_size,
+    'input_size': lambda value: every(_is_size)(value) and len(value) == 3,
     'mean': every(is_number),
     'std': every(is_number),
     'crop_pct': is_number,
@@ -97,6 +104,7 @@ def training_options(checkpoint: Dict[str, Any], source: str) -> Dict[str, Any]:
         value = getattr(namespace, key, None)
         if value is not None and not (key in options and expected(value)):
             raise UserError(f'{source}: damaged, its options have {key} {reprlib.repr(value)}')
+    check_ranges({key: options[key] for key in EXPECTED if key in options}, source)
     return options
 
 

@@ -222,15 +222,16 @@ def _entry(
         source: str,
 ) -> ImageEntry:
     what = f'{source}: image {image["id"]}'
-    if not isinstance(image.get('file_name'), str) or not image['file_name']:
-        raise UserError(f'{what} has the file name {reprlib.repr(image.get("file_name"))}')
+    name = image.get('file_name')
+    if not isinstance(name, str) or not 0 < len(name) < 1000 or Path(name).is_absolute() or '..' in Path(name).parts:
+        raise UserError(f'{what} has the file name {reprlib.repr(name)}, which is none in the folder of images')
     for key in ('width', 'height'):
         if not _is_id(image.get(key)) or not 1 <= image[key] <= LARGEST:
             raise UserError(f'{what} has {key} {reprlib.repr(image.get(key))}, which must be a number of pixels')
     boxes, labels, crowd, area = zip(*objects) if objects else ([], [], [], [])
     return ImageEntry(
         image['id'],
-        folder / image['file_name'],
+        folder / name,
         image['width'],
         image['height'],
         torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4),

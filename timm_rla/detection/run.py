@@ -19,7 +19,7 @@ from torchvision.models.detection import FasterRCNN
 from ..common.checkpoint import read_checkpoint
 from ..common.device import mixed_precision
 from ..common.errors import UserError, blame
-from ..common.files import replacing
+from ..common.files import folder_of_run, replacing
 from ..common.lock import exclusive
 from ..common.stopping import Stopped, StopRequest
 from ..common.summary import SUMMARY
@@ -101,7 +101,8 @@ def _train(args: argparse.Namespace, stop: StopRequest) -> Path:
     batch_size = args.batch_size * args.accumulate * _processes()
     plan = schedule(args, batch_size)
     plan.optimizer(detector)  # complains now, before there is a folder
-    folder = Path(args.output) / (args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{args.backbone}-{args.neck}')
+    folder = folder_of_run(
+        args.output, args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{args.backbone}-{args.neck}')
     module = Detection(detector, splits['train'], plan, args.seed, folder)
     data = DetectionData(
         splits['train'], splits['val'], args.batch_size, args.workers, args.seed, args.hflip, args.skip_unreadable)
@@ -135,13 +136,14 @@ def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN) -> None:
     _logger.info(f'Faster R-CNN, {name}: {count:,} parameters, {trained:,} trained')
 
 
-def _checkpoint(resume: str, folder: Path, description: Dict[str, Any]) -> Tuple[Optional[Path], int]:
+def _checkpoint(resume: str, folder: Path, description: Dict[str, Any], opt: str) -> Tuple[Optional[Path], int]:
     """The checkpoint to go on from, and the iterations before it.
 
     Args:
         resume: A file, 'auto' for the last one in the folder, '' for none.
         folder: Folder of the run.
         description: What the detector is; the checkpoint must be of one like it.
+        opt: Name of the optimizer, likewise.
 
     Raises:
         UserError: It cannot be read or is of another detector, or the folder holds a run, and it is not one of its
@@ -163,6 +165,9 @@ def _checkpoint(resume: str, folder: Path, description: Dict[str, Any]) -> Tuple
     for key, value in description.items():
         if found.get(key) != value:
             raise UserError(f'--resume {path}: of a detector with {key} {found.get(key)!r}, not {value!r}')
+    trained = checkpoint.get('opt', opt)
+    if trained != opt:
+        raise UserError(f'--opt {opt}: --resume {path} was trained with {trained!r}')
     return path, iterations(checkpoint, f'--resume {path}')
 
 
@@ -171,8 +176,8 @@ def _holds(folder: Path, checkpoint: str) -> bool:
 
 
 def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path, stop: StopRequest) -> None:
-    checkpoint, step = _checkpoint(args.resume, folder, module.description)
     plan = module.schedule
+    checkpoint, step = _checkpoint(args.resume, folder, module.description, plan.opt)
     eval_interval = min(args.eval_interval, plan.iterations)
     best = Best(folder)
     average = [EMAWeightAveraging(decay=args.model_ema_decay)] * args.model_ema

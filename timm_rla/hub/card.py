@@ -5,6 +5,7 @@ from typing import Any, Dict, Optional, Sequence
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..common.errors import printable
 from ..common.networks import Network
 from ..common.options import parse
 from ..common.summary import is_row, read_summary
@@ -171,7 +172,7 @@ def _metadata(
 
 def _classes(network: Network) -> str:
     names = network.label_names or []
-    shown = ', '.join(names[:20]) + (', ...' if len(names) > 20 else '')
+    shown = ', '.join(map(printable, names[:20])) + (', ...' if len(names) > 20 else '')
     return f'{network.model.num_classes}' + (f' ({shown})' if names else '')
 
 

@@ -100,7 +100,7 @@ class RunFolder:
             if why_not:
                 raise UserError(f'--resume {checkpoint}: within an epoch, {why_not}; take a checkpoint behind an epoch')
         with blame(f'--experiment {self.path.name}', OSError):
-            held = (self.path / SUMMARY).exists() or bool(self._recoveries())
+            held = (self.path / SUMMARY).exists() or any(self.path.glob('*.pth.tar'))
         if held and not (checkpoint and self.holds(checkpoint)):
             raise UserError(
                 f'--experiment {self.path.name}: {self.path} holds a run; --resume auto goes on with it')
@@ -148,6 +148,7 @@ class RunFolder:
             return state
         path = resume_path(checkpoint.parent, epoch - 1, self.rank)
         state = read_state(path)
+        state.pop('position', None)  # which belongs to checkpoints within an epoch
         if not state:
             _logger.warning(f'{path}: {"damaged" if path.is_file() else "missing"}; random numbers begin anew')
         return state

@@ -142,7 +142,7 @@ def restore(run: Run, data: TrainData, sched: str, on_updates: bool) -> None:
             scheduler.lr_scheduler.load_state_dict(lr_scheduler)
             if not batches:
                 scheduler.step(epoch, metric)
-    with blame('--resume: the state of the process', *STATE_ERRORS):
+    with blame(f'--resume: damaged state of process {place.rank} beside the checkpoint', *STATE_ERRORS):
         for model, buffers in zip(_averaging(run.trainer), state.get('buffers', [])):
             model.load_state_dict(buffers, strict=False)  # DDP has just given all those of the first process
         for generator, generator_state in zip(_generators(run.trainer.optimizer), state.get('optimizer', [])):

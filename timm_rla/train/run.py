@@ -18,7 +18,7 @@ from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.datasets import describe_dataset
 from ..common.device import Placement
 from ..common.errors import UserError, blame
-from ..common.files import file_digest
+from ..common.files import file_digest, folder_of_run
 from ..common.networks import SAVED, compile_model, saved_arguments
 from ..common.options import input_spec, placement
 from ..common.stopping import StopRequest
@@ -44,6 +44,8 @@ __all__ = ['train']
 _logger = logging.getLogger(__name__)
 
 # Options that say how an epoch is cut into batches
+KEPT = {'weight_decay', 'momentum', 'betas', 'eps', 'nesterov'}  # of an optimizer, which loading its state sets
+FACTORED = ('_r', '_c', '_row', '_col')  # ends of names of state that has one dimension averaged out
 CUT = ('batch_size', 'grad_accum_steps', 'in_memory', 'aug_repeats', 'epoch_repeats', 'train_num_samples')
 
 
@@ -66,7 +68,7 @@ def train(options: argparse.Namespace) -> Path:
 def _train(options: argparse.Namespace, stop: StopRequest) -> Path:
     args = argparse.Namespace(**vars(options))  # what is resolved below goes into the checkpoints
     for module in args.device_modules or []:
-        with blame(f'--device-modules {module}', ImportError):
+        with blame(f'--device-modules {module or repr(module)}', ImportError, ValueError):
             importlib.import_module(module)
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     place = placement(args)
@@ -124,14 +126,15 @@ def _train_in(
     data = create_loaders(splits, spec, data_config, place)
     run = _prepare(args, model, data, checkpoint, folder, place)
     scalar_logs: List[ScalarLog] = []
+    restore(run, data, args.sched, args.sched_on_updates)  # complains before any file is changed
     if place.primary:
         scalar_logs = open_scalar_logs(args, folder.path, run.start_epoch)
         checkpoints = Checkpoints(folder.path, args.checkpoint_hist, decreasing=run.metric == 'loss')
         folder.open(checkpoints, yaml.safe_dump(vars(options)), run.metric)
         if checkpoint is not None and folder.holds(checkpoint):
-            folder.go_on(checkpoint, run.start_epoch, run.position.batches)
+            with blame(str(folder.path), OSError):
+                folder.go_on(checkpoint, run.start_epoch, run.position.batches)
         _announce(run, folder.path, checkpoint, args.resume, args.lr, 0 if args.warmup_prefix else args.warmup_epochs)
-    restore(run, data, args.sched, args.sched_on_updates)
     stop.remember()
     run_epochs(run, data, folder, stop, scalar_logs)
 
@@ -179,7 +182,8 @@ def _agreed_checkpoint(folder: RunFolder, resume: str, place: Placement) -> Opti
 
 def _input_channels(model: str, given: Optional[int]) -> int:
     """Channels of the images: those that are asked for, or as far as the name of the model tells."""
-    config = get_pretrained_cfg(model, allow_unregistered=True)
+    with blame(f'--model {model}', RuntimeError):  # no such tag
+        config = get_pretrained_cfg(model, allow_unregistered=True)
     return given or (config.input_size[0] if config is not None else 3)
 
 
@@ -206,7 +210,7 @@ def _run_dir(
     names = [experiment or f'{time}-{safe_model_name(model)}-{size}']
     if place.distributed:
         torch.distributed.broadcast_object_list(names)  # clocks differ
-    return Path(output or './output/train') / names[0]
+    return folder_of_run(output or './output/train', names[0])
 
 
 def _prepare(
@@ -239,7 +243,7 @@ def _prepare(
         _check_classes(content, args.label_names, source)
         load_weights(model, content, source)
         if not args.no_resume_opt:
-            _load_optimizer(content, source, optimizer, loss_scaler)
+            _load_optimizer(content, source, optimizer, args.opt, loss_scaler)
     start_epoch = completed_epochs(content, source) if args.start_epoch is None else args.start_epoch
     if checkpoint is not None and start_epoch == completed_epochs(content, source):
         state = folder.resume_state(checkpoint, content, start_epoch)
@@ -299,14 +303,31 @@ def _load_optimizer(
         checkpoint: Dict[str, Any],
         source: str,
         optimizer: torch.optim.Optimizer,
+        name: str,
         loss_scaler: Optional[utils.NativeScaler],
 ) -> None:
+    trained = training_options(checkpoint, source).get('opt')
+    if isinstance(trained, str) and trained.lower() != name.lower():
+        raise UserError(f'--opt {name}: {source} was trained with {trained}; --no-resume-opt begins its state anew')
+    given = [dict(group) for group in optimizer.param_groups]
     with blame(f'{source}: state of the optimizer', *STATE_ERRORS):
         if 'optimizer' in checkpoint:
             optimizer.load_state_dict(checkpoint['optimizer'])
             for parameter, state in optimizer.state.items():
                 for name, value in state.items():
-                    if torch.is_tensor(value) and value.ndim == parameter.ndim > 0 and value.shape != parameter.shape:
+                    if torch.is_tensor(value) and not _fits(value, parameter, name.endswith(FACTORED)):
                         raise ValueError(f'{name} of shape {list(value.shape)} for weights {list(parameter.shape)}')
+            differ = {key for old, new in zip(given, optimizer.param_groups)
+                      for key in KEPT & old.keys() if old[key] != new.get(key)}
+            if differ:
+                _logger.warning(f'{source} goes on with its own {", ".join(sorted(differ))}, not those of the options; '
+                                '--no-resume-opt begins the state of the optimizer anew, with these')
         if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
             loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
+
+
+def _fits(value: torch.Tensor, parameter: torch.Tensor, factored: bool) -> bool:
+    """True for state of an optimizer that may belong to a parameter: of its shape, factored, or of another kind."""
+    if value.ndim != parameter.ndim or value.ndim == 0:
+        return True
+    return all(own == size or factored and own == 1 for own, size in zip(value.shape, parameter.shape))

@@ -96,7 +96,7 @@ class RecurrentLayerAttention(nn.Module):
     def _make_recurrent(self) -> None:
         for name in STAGES:
             stage = getattr(self, name)
-            if type(stage) is nn.Sequential:  # as timm makes and prunes it, not what somebody has put there
+            if type(stage) in (nn.Sequential, nn.Identity):  # as timm makes and prunes it, nothing of somebody else's
                 setattr(self, name, RecurrentStage(*stage.children()))
         self.layer1.reparameterize = Folder(self)
 

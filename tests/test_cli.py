@@ -45,6 +45,7 @@ def fails(tmp_path, capsys, monkeypatch):
     (['--opt', 'sdg'], ['sdg', 'sgd']),
     (['--model', 'rla_resnet20_cifar.foo'], ['--model rla_resnet20_cifar.foo', 'foo']),
     (['--model-kwargs', 'features_only=True'], ['--model-kwargs features_only', 'not of the architecture']),
+    (['--model-kwargs', 'drop_rate=x'], ["--model-kwargs: drop_rate 'x'", 'from 0 to 1']),
     (['--model-kwargs', 'device=meta'], ['--model-kwargs device', 'not of the architecture']),
     (['--model-kwargs', 'num_classes=3'], ['--model-kwargs num_classes', 'an option of its own']),
     (['--lr', '1e99'], ['--lr 1e+99', 'at most 1e+09']),

@@ -1,5 +1,6 @@
 """Checkpoints and recipes from strangers: nothing in them opens a file or an address, runs code or fills the memory."""
 import argparse
+import re
 import socket
 import zipfile
 
@@ -125,6 +126,36 @@ def test_options_that_are_none(write, args):
     with pytest.raises(UserError, match='damaged, its options have ' + next(iter(args))) as error:
         training_options(read_checkpoint(path, '--checkpoint'), f'--checkpoint {path}')
     assert len(str(error.value)) < 500 and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(device='meta'), 'its model_args have device'),
+    (dict(checkpoint_path='c.pth'), 'its model_args have checkpoint_path'),
+    (dict(drop_rate='x'), "drop_rate 'x': must be from 0 to 1"),
+    (dict(layers=[1_000_000, 1, 1]), 'damaged, its model has layers'),
+    (dict(hidden_dim=30_000), 'weights of another network; '),
+    (dict(reduction='a'), '--model local-dir:'),
+    (dict(), ''),
+], ids=str)
+def test_configuration_of_a_saved_model(tmp_path, weights, no_network, change, words):
+    model = timm.create_model(ARGS['model'], **ARGS['model_kwargs'])
+    timm.models.save_for_hf(model, tmp_path, model_args={**ARGS['model_kwargs'], **change})
+    spec = NetworkSpec(model=f'local-dir:{tmp_path}')
+    if change:
+        with pytest.raises(UserError, match=re.escape(words)):
+            load_network(spec)
+    else:
+        loaded = load_network(spec).model
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_input_of_a_saved_model(tmp_path, no_network):
+    model = timm.create_model(ARGS['model'], **ARGS['model_kwargs'])
+    for config in dict(mean=['a']), dict(input_size=[3, 100_000, 100_000]):
+        model.pretrained_cfg.update(config)
+        timm.models.save_for_hf(model, tmp_path, model_args=ARGS['model_kwargs'])
+        with pytest.raises(UserError, match='^model input: '):
+            load_network(NetworkSpec(model=f'local-dir:{tmp_path}'))
 
 
 @pytest.mark.parametrize('args', [

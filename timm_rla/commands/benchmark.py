@@ -48,7 +48,7 @@ def benchmark_parser() -> OptionParser:
         default=['resnet50', 'seresnet50', 'rla_resnet50'], help='models')
     add('--baseline', metavar='MODEL', help='the one that ratios refer to, the first if not given')
     add('--modes', nargs='+', choices=('train', 'infer'), default=['train', 'infer'], help='kinds of steps')
-    add('-b', '--batch-size', type=count, nargs='+', default=[256], metavar='N', help='batch sizes')
+    add('-b', '--batch-size', type=count, nargs='+', metavar='N', help='batch sizes, 256 if not given')
     add('--img-size', type=count, metavar='N', help='image size, that of the first model if not given')
     add('--device', default=default_device(), help='cpu, cuda or cuda:N')
     add('--precision', default='float32', choices=tuple(PRECISIONS), help='numeric precision')
@@ -91,7 +91,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     plan = plan_suite(args.suite, args.only) if args.suite else plan_models(
         args.models,
         args.modes,
-        args.batch_size,
+        args.batch_size or [256],
         args.device,
         args.baseline,
         args.img_size,

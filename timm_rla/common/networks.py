@@ -14,7 +14,8 @@ from timm.models import create_model, load_model_config_from_hf
 from .._timm import load_model_config_from_path
 from .checkpoint import load_weights, read_checkpoint
 from .errors import UserError, blame, closest
-from .trained import NOT_ARCHITECTURE, architecture_arguments, check_sizes, training_options
+from .ranges import check_ranges
+from .trained import LARGEST_SIZE, NOT_ARCHITECTURE, architecture_arguments, check_sizes, training_options
 
 __all__ = [
     'INTERPOLATIONS', 'InputSpec', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network',
@@ -28,7 +29,10 @@ _BUILD_ERRORS = (AssertionError, AttributeError, LookupError, OSError, RuntimeEr
 
 
 # Arguments of timm.create_model that say what is loaded, or make no classifier
-NOT_MODEL = {'features_only', 'out_indices', 'checkpoint_path', 'pretrained', 'pretrained_cfg', 'cache_dir'}
+NOT_MODEL = {
+    'cache_dir', 'checkpoint_path', 'feature_cls', 'features_only', 'out_indices', 'pretrained', 'pretrained_cfg',
+    'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_strict',
+}
 CROP_MODES = ('center', 'squash', 'border')  # timm's
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 FOLDER = 'local-dir:'
@@ -86,6 +90,8 @@ class InputSpec:
                 raise UserError(f'--{name} {value}: no such way; there are {", ".join(known)}; '
                                 f'{closest(value, known)}')
         default = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size') or (3,)
+        if max(default) > LARGEST_SIZE and self.img_size is None and self.input_size is None:
+            raise UserError(f'model input: input_size {default} of its configuration is too large for memory')
         counts = {1, 3, self.channels or default[0]}  # 3: timm's own, whose mean is taken
         for name, numbers in (('mean', self.mean), ('std', self.std)):
             if numbers is not None and len(numbers) not in counts:
@@ -163,6 +169,9 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
     if not name.startswith(SAVED) and not timm.is_model(name):
         raise UserError(f'--model {name}: no such model (timm.list_models() lists them); '
                         f'{closest(name, timm.list_models())}')
+    check_ranges(model_kwargs or {}, '--model-kwargs')
+    if name.startswith(SAVED):
+        check_ranges(saved_arguments(name), f'--model {name}')
     unsuitable = (model_kwargs or {}).keys() & (kwargs.keys() | NOT_ARCHITECTURE | NOT_MODEL)
     if unsuitable:
         raise UserError(f'--model-kwargs {min(unsuitable)}: not of the architecture, or with an option of its own')
@@ -228,11 +237,18 @@ def saved_arguments(name: str) -> Dict[str, Any]:
 
     Args:
         name: 'hf-hub:...' or 'local-dir:...'.
+
+    Raises:
+        UserError: It has none, or arguments that are not of the architecture.
     """
     source, _, location = name.partition(':')
     load = load_model_config_from_path if f'{source}:' == FOLDER else load_model_config_from_hf
     with blame(f'--model {name}', *_BUILD_ERRORS):
-        return dict(load(location)[2] or {})
+        arguments = dict(load(location)[2] or {})
+    unsuitable = arguments.keys() & {*NOT_MODEL, 'device', 'dtype'}
+    if unsuitable:
+        raise UserError(f'--model {name}: its model_args have {min(unsuitable)}, which is not of the architecture')
+    return arguments
 
 
 def network_class(name: str) -> Type[nn.Module]:
@@ -268,6 +284,7 @@ def restore_network(
     if checkpoint is None and spec.model.startswith(FOLDER):  # read as every checkpoint: no code in it is run
         checkpoint = read_checkpoint(_weights_file(Path(spec.model.removeprefix(FOLDER))), f'--model {FOLDER}')
         source = f'--model {spec.model}'
+        check_sizes(saved_arguments(spec.model), checkpoint['state_dict'], source)
     if verbose and not pretrained and checkpoint is None:
         _logger.warning(f'{spec.model}: random weights; --checkpoint or --pretrained loads trained ones')
     arguments = dict(

@@ -58,7 +58,8 @@ RANGES: Dict[str, Range] = {
     ), POSITIVE),
     **dict.fromkeys((
         'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'reprob', 'mixup_prob',
-        'mixup_switch_prob', 'drop', 'drop_block', 'cutmix_minmax', 'bce_target_thresh', 'lr_noise_pct', 'bn_momentum',
+        'mixup_switch_prob', 'drop', 'drop_block', 'drop_rate', 'drop_path_rate', 'drop_block_rate', 'cutmix_minmax',
+        'bce_target_thresh', 'lr_noise_pct', 'bn_momentum',
         'model_ema_decay', 'momentum', 'layer_decay', 'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'mean',
         'box_score_thresh', 'box_nms_thresh', 'box_positive_fraction', 'score_thresh',
     ), PROBABILITY),

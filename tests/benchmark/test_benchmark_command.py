@@ -137,7 +137,7 @@ def test_suite_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys, i
     (['--baseline', 'resnet18'], ['--baseline', 'resnet18', *TINY.models]),
     (['--modes', 'test'], ['test', 'train', 'infer']),
     (['--batch-size', '0'], ['--batch-size', '0']),
-    (['--batch-size', '999999999'], ['resnet20_cifar', '99999999999']),
+    (['--batch-size', '999999999'], ['resnet20_cifar', '999999999']),
     (['--img-size', '-1'], ['--img-size', '-1']),
     (['--rounds', '0'], ['--rounds', '0']),
     (['--rounds', 'many'], ['--rounds', 'many', 'int']),

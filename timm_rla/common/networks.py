@@ -73,7 +73,7 @@ class InputSpec:
         self._check(model)
         with blame('model input', AssertionError, TypeError, ValueError):
             config = resolve_data_config(vars(self), model=model, use_test_size=use_test_size)
-            check_ranges({key: config[key] for key in ('mean', 'std', 'crop_pct')}, 'model input')
+            check_ranges({key: config[key] for key in ('mean', 'std')}, 'model input')
             channels = self.channels or config['input_size'][0]
             config['input_size'] = (channels, *config['input_size'][1:])  # timm drops --in-chans if no size is said
             for key in ('mean', 'std'):

@@ -6,7 +6,19 @@ import torch.nn as nn
 from torch.nn.modules import module as global_hooks
 from torch.utils._device import DeviceContext
 
-__all__ = ['has_bfloat16', 'in_functorch_transform', 'in_plain_eager_mode', 'is_hooked', 'needs_operators']
+__all__ = [
+    'comes_from_reentrant_checkpoint', 'has_bfloat16', 'in_functorch_transform', 'in_plain_eager_mode', 'is_hooked',
+    'needs_operators',
+]
+
+
+def comes_from_reentrant_checkpoint(x: torch.Tensor) -> bool:
+    """True for what torch.utils.checkpoint returns with use_reentrant=True, in eager mode."""
+    return (
+        not torch.compiler.is_compiling()
+        and isinstance(x, torch.Tensor)  # no proxy of torch.fx
+        and type(x.grad_fn).__name__ == 'CheckpointFunctionBackward'
+    )
 
 
 def has_bfloat16() -> bool:

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import Mlp
 
-__all__ = ['CONTEXTS', 'Context', 'LayerAttention', 'resample_context']
+__all__ = ['CONTEXTS', 'Context', 'LayerAttention', 'pool', 'resample_context']
 
 
 class ContextSpec(NamedTuple):
@@ -41,6 +41,12 @@ def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.
     if context_dim % channels == 0:
         return x.unsqueeze(2).expand(-1, -1, context_dim // channels).flatten(1)
     return F.adaptive_avg_pool1d(x, context_dim)
+
+
+def pool(x: torch.Tensor, max_pool: bool) -> torch.Tensor:
+    """Global max or average pooling: [B, C, H, W] -> [B, C]"""
+    pooled = x.amax((2, 3), keepdim=True) if max_pool else x.mean((2, 3), keepdim=True)
+    return pooled.flatten(1)  # in two steps, as timm pools: kernels for channels_last want four dimensions
 
 
 class Context(nn.Module):
@@ -76,8 +82,7 @@ class Context(nn.Module):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C]"""
-        pooled = x.amax((2, 3), keepdim=True) if self.max_pool else x.mean((2, 3), keepdim=True)
-        return pooled.flatten(1)  # in two steps, as timm pools: kernels for channels_last want four dimensions
+        return pool(x, self.max_pool)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """[B, C] -> [B, N]"""

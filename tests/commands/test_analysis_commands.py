@@ -220,7 +220,7 @@ def test_names_of_classes_come_from_a_dataset(trained, pictures, tmp_path, capsy
     (['a.png', '--output', 'g.gif'], ['g.gif', '.png, .svg or .pdf']),
     (['a.png', '--baseline-model', 'resnet18'], ['resnet18', '1000', '10']),
     (['a.png', '--baseline-checkpoint', 'no.pth'], ['no.pth']),
-    (['a.png', '--img-size', '0'], ['--img-size 0', 'at least 1']),
+    (['a.png', '--img-size', '0'], ['--img-size 0', 'from 1 to 8192']),
     ([], ['IMAGE']),
 ], ids=lambda v: ' '.join(v) or 'none')
 def test_gradcam_bad_input(trained, fails, pictures, monkeypatch, options, words):

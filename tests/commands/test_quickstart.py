@@ -36,7 +36,7 @@ def test_digits_are_written_once(digits):
     (['--output', 'file'], '--output file: is no folder'),
     (['--result', 'file/x.csv'], '--result file/x.csv: '),
     (['--epochs', '0'], '--epochs 0: must be at least 1'),
-    (['--output', '.', '--result', 'run/last.pth.tar'], '--result run/last.pth.tar: must lie outside of --output .'),
+    (['--output', '.', '--result', 'run/last.pth.tar'], 'last.pth.tar: must lie outside of the folders in --output .'),
     (['--output', '/proc/x'], '/proc/x'),
     (['--data-dir', '.'], '--data-dir, --dataset: not for quickstart'),
     (['--config', 'nope'], '--config nope: neither a file nor a recipe'),

@@ -111,7 +111,7 @@ def test_pruning_leaves_what_somebody_has_put_around_a_stage(model):
     assert_same(model.forward_intermediates(images(), [1], intermediates_only=True), expected)
 
 
-@pytest.mark.parametrize('feature_cls', ['hook', 'fx', 'list', 'getter'])
+@pytest.mark.parametrize('feature_cls', ['hook', 'fx', 'List', 'getter'])
 def test_features_by_other_means(family, feature_cls):
     args = dict(FAMILIES[family], zero_init_last=False)
     torch.manual_seed(0)

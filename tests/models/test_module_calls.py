@@ -502,15 +502,32 @@ def checkpointed(model, parts, use_reentrant):
     return model
 
 
-@pytest.mark.parametrize('parts', [blocks_of, lambda m: [m.layer1, m.layer2], lambda m: [m.layer2]],
-                         ids=['blocks', 'stages', 'last'])
-def test_checkpointing_by_others_is_exact_or_an_error(name, parts):
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('parts, words', [
+    (blocks_of, 'use_reentrant=False keeps it'),
+    (lambda m: [m.layer1, m.layer2], 'use_reentrant=False keeps it'),
+    (lambda m: [m.layer1], 'use_reentrant=False keeps it'),
+    (lambda m: [m.layer2], 'backward through the graph a second time'),  # torch's own words
+], ids=['blocks', 'stages', 'first', 'last'])
+def test_checkpointing_by_others_is_exact_or_an_error(name, parts, words, frozen):
     """The reentrant kind passes no gradient through the state: timm's networks have none."""
     model = create(name, drop_path_rate=0.).double().train()
+    model.lstm.requires_grad_(not frozen)
     expected = gradients(copy.deepcopy(model), X.double())
     assert_same(gradients(checkpointed(model, parts, False), X.double()), expected, 1e-10)
-    with pytest.raises(RuntimeError, match='use_reentrant=False keeps it'):
-        gradients(checkpointed(model, lambda m: [m.layer1, *parts(m)], True), X.double())
+    with pytest.raises(RuntimeError, match=words):
+        gradients(checkpointed(model, parts, True), X.double())
+
+
+def test_a_state_without_gradient_is_no_error(name):
+    """Gradients with respect to a feature map, behind stages that ran without."""
+    model = create(name).double().train()
+    with torch.no_grad():
+        step = model.step()
+        z, state = model.layer1(model.maxpool(model.stem(X.double())), None, step)
+    z, _ = model.layer2(z.requires_grad_(), state, model.step())
+    z.sum().backward()
+    assert model.lstm.weight_hh.grad.any()
 
 
 # In place ----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,10 @@ def line(data, output, *options):
     return ['train', *TINY_RUN, '--data-dir', str(data), '--output', str(output), *OPTIONS, *options]
 
 
+def files_of(folder):
+    return {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir() if path.name != '.lock'}
+
+
 # One writer ----------------------------------------------------------------------------------------------------------
 
 def test_two_runs_in_one_folder(image_folder, tmp_path, capsys):
@@ -57,10 +61,22 @@ with RunFolder(Path({str(tmp_path / "run")!r})).locked():
 def test_a_folder_with_checkpoints_alone_is_a_run(image_folder, tmp_path, capsys):
     run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '2')
     (run / 'summary.csv').unlink()
-    before = {path.name: path.read_bytes() for path in run.glob('*.pth*')}
+    before = files_of(run)
     assert cli.main(line(image_folder, tmp_path, '--epochs', '1', '--seed', '5')) == 2
     assert '--resume auto goes on with it' in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in run.glob('*.pth*')} == before
+    assert files_of(run) == before
+    for path in run.glob('*.pth.tar'):
+        path.write_bytes(b'damaged')
+    before = files_of(run)
+    assert cli.main(line(image_folder, tmp_path, '--epochs', '1', '--resume', 'auto')) == 2
+    assert 'holds a run without a checkpoint that can be read' in capsys.readouterr().err
+    assert files_of(run) == before
+
+
+def test_a_checkpoint_of_others_is_no_run(image_folder, tmp_path):
+    (tmp_path / 'run').mkdir()
+    torch.save({}, tmp_path / 'run' / 'initial.pth.tar')
+    train(image_folder, tmp_path, *OPTIONS, '--epochs', '1')
 
 
 # Going back ----------------------------------------------------------------------------------------------------------
@@ -91,10 +107,6 @@ def test_going_back(image_folder, tmp_path):
     assert set(epochs_of(run).values()) == {0, 1, 2, 3}
 
 
-def files_of(folder):
-    return {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir() if path.name != '.lock'}
-
-
 @pytest.mark.parametrize('content', [
     dict(rng=5), dict(rng={}), dict(rng=dict(torch=torch.zeros(3))), dict(train_workers=5), dict(buffers=5),
     dict(position=5), dict(position=dict(batches=10 ** 9)),
@@ -115,6 +127,8 @@ def test_nothing_is_deleted_before_all_is_read(image_folder, tmp_path, capsys, c
 def test_another_optimizer_is_refused_before_anything_changes(image_folder, tmp_path, capsys):
     run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '2')
     before = files_of(run)
+    assert cli.main(line(image_folder, tmp_path / 'other', '--epochs', '1', '--resume', str(run / 'last.pth.tar'),
+                         '--opt', 'Momentum')) == 0  # the same as sgd, from its state
     for opt in 'lamb', 'adamw':
         assert cli.main(line(image_folder, tmp_path, '--epochs', '3', '--resume', 'auto', '--opt', opt)) == 2
         error = capsys.readouterr().err.splitlines()[-1]

@@ -47,8 +47,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     _check(run_options, str(digits), output)
     if args.result:
         result_path = Path(args.result)
-        if output.resolve() in result_path.resolve().parents:
-            raise UserError(f'--result {result_path}: must lie outside of --output {output}, which holds the runs')
+        if output.resolve() in result_path.resolve().parent.parents:
+            raise UserError(f'--result {result_path}: must lie outside of the folders in --output {output}')
         check_writable(result_path, '--result')
     write_digits(digits)
     start = time.perf_counter()

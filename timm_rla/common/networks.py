@@ -15,7 +15,7 @@ from .._timm import load_model_config_from_path
 from .checkpoint import load_weights, read_checkpoint
 from .errors import UserError, blame, closest
 from .ranges import check_ranges
-from .trained import LARGEST_SIZE, NOT_ARCHITECTURE, architecture_arguments, check_sizes, training_options
+from .trained import NOT_ARCHITECTURE, architecture_arguments, check_sizes, training_options
 
 __all__ = [
     'INTERPOLATIONS', 'InputSpec', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network',
@@ -33,6 +33,7 @@ NOT_MODEL = {
     'cache_dir', 'checkpoint_path', 'feature_cls', 'features_only', 'out_indices', 'pretrained', 'pretrained_cfg',
     'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_strict',
 }
+RATES = ('drop_rate', 'drop_path_rate', 'drop_block_rate')
 CROP_MODES = ('center', 'squash', 'border')  # timm's
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 FOLDER = 'local-dir:'
@@ -70,8 +71,8 @@ class InputSpec:
         Raises:
             UserError: Values that do not go together.
         """
-        self._check(model)
         with blame('model input', AssertionError, TypeError, ValueError):
+            self._check(model)
             config = resolve_data_config(vars(self), model=model, use_test_size=use_test_size)
             check_ranges({key: config[key] for key in ('mean', 'std')}, 'model input')
             channels = self.channels or config['input_size'][0]
@@ -91,8 +92,7 @@ class InputSpec:
                 raise UserError(f'--{name} {value}: no such way; there are {", ".join(known)}; '
                                 f'{closest(value, known)}')
         default = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size') or (3,)
-        if max(default) > LARGEST_SIZE and self.img_size is None and self.input_size is None:
-            raise UserError(f'model input: input_size {default} of its configuration is too large for memory')
+        check_ranges({'input_size': default}, 'model input')
         counts = {1, 3, self.channels or default[0]}  # 3: timm's own, whose mean is taken
         for name, numbers in (('mean', self.mean), ('std', self.std)):
             if numbers is not None and len(numbers) not in counts:
@@ -170,9 +170,9 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
     if not name.startswith(SAVED) and not timm.is_model(name):
         raise UserError(f'--model {name}: no such model (timm.list_models() lists them); '
                         f'{closest(name, timm.list_models())}')
-    check_ranges(model_kwargs or {}, '--model-kwargs')
+    _check_rates(model_kwargs or {}, '--model-kwargs')
     if name.startswith(SAVED):
-        check_ranges(saved_arguments(name), f'--model {name}')
+        _check_rates(saved_arguments(name), f'--model {name}')
     unsuitable = (model_kwargs or {}).keys() & (kwargs.keys() | NOT_ARCHITECTURE | NOT_MODEL)
     if unsuitable:
         raise UserError(f'--model-kwargs {min(unsuitable)}: not of the architecture, or with an option of its own')
@@ -186,6 +186,11 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
             raise UserError(
                 f'--model-kwargs {argument.group(1)}: no such argument of {name}; networks with layer attention take '
                 "context, context_dim, hidden_dim, reduction, attn_layer and the arguments of timm's ResNet") from e
+
+
+def _check_rates(arguments: Dict[str, Any], source: str) -> None:
+    """Complain of dropout rates that networks only reject in their forward pass."""
+    check_ranges({rate: arguments[rate] for rate in RATES if rate in arguments}, source)
 
 
 def load_network(spec: NetworkSpec, verbose: bool = False, option: str = '--checkpoint') -> Network:

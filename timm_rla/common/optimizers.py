@@ -6,7 +6,9 @@ from timm.optim import list_optimizers
 
 from .errors import UserError, blame, closest
 
-__all__ = ['blame_optimizer']
+__all__ = ['blame_optimizer', 'is_same_optimizer']
+
+SGD = {'momentum', 'nesterov', 'sgd'}  # timm's names for one optimizer, whose state is the same
 
 
 @contextmanager
@@ -22,3 +24,9 @@ def blame_optimizer(name: str) -> Iterator[None]:
     with blame(f'--opt {name}', ArithmeticError, AssertionError, ImportError, LookupError, RuntimeError, TypeError,
                ValueError):
         yield
+
+
+def is_same_optimizer(first: str, second: str) -> bool:
+    """True if one can go on from the state of the other."""
+    first, second = first.lower(), second.lower()
+    return first == second or {first, second} <= SGD

@@ -8,7 +8,7 @@ from .errors import UserError
 __all__ = ['RANGES', 'check_ranges']
 
 
-LARGEST = 1e9  # which no option needs, and no library fails at
+LARGEST = 1e12  # for what has no bound of its own: libraries fail at much larger ones
 
 
 class Range(NamedTuple):
@@ -38,7 +38,7 @@ FRACTION = Range(0, 1, below=True)
 
 RANGES: Dict[str, Range] = {
     **dict.fromkeys((
-        'batch_size', 'validation_batch_size', 'num_classes', 'img_size', 'input_size', 'in_chans', 'log_interval',
+        'batch_size', 'validation_batch_size', 'num_classes', 'in_chans', 'log_interval',
         'log_freq', 'val_interval', 'checkpoint_hist', 'train_num_samples', 'val_num_samples', 'num_samples', 'recount',
         'lr_cycle_limit', 'lr_base_size', 'topk', 'jobs', 'iterations', 'base_batch_size', 'accumulate',
         'epochs', 'eval_interval', 'checkpoint_interval', 'anchor_sizes', 'roi_size', 'pyramid_channels', 'min_size',
@@ -64,7 +64,8 @@ RANGES: Dict[str, Range] = {
         'box_score_thresh', 'box_nms_thresh', 'box_positive_fraction', 'score_thresh',
     ), PROBABILITY),
     **dict.fromkeys(('smoothing', 'drop_path'), FRACTION),
-    'crop_pct': Range(0.1, 1),  # a part of the image, no percentage
+    'crop_pct': Range(0.1, 2),  # a part of the image, no percentage; above 1 with a margin
+    **dict.fromkeys(('img_size', 'input_size'), Range(1, 8192)),  # an image that fits into memory
     'seconds': Range(0, 3600, above=True),
     'workers': Range(0, 1024),
     'threads': Range(1, 1024),
@@ -98,6 +99,7 @@ def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:
                 raise UserError(f'{subject} {reprlib.repr(number)}: must be {RANGES[name]}')
     for name in PAIRS:
         pair = options.get(name)
-        if pair is not None and (len(pair) != 2 or pair[0] > pair[1] or pair[0] == pair[1] and name in DIFFERENT):
+        if isinstance(pair, (list, tuple)) and (
+                len(pair) != 2 or pair[0] > pair[1] or pair[0] == pair[1] and name in DIFFERENT):
             subject = f'{source}: {name}' if source else f'--{name.replace("_", "-")}'
             raise UserError(f'{subject} {" ".join(map(str, pair))}: must be two numbers, the least and the largest')

@@ -14,18 +14,17 @@ import torch
 import torch.nn as nn
 
 from .errors import UserError
-from .ranges import check_ranges
+from .ranges import RANGES, check_ranges
 
 __all__ = [
-    'LARGEST_SIZE', 'NOT_ARCHITECTURE', 'architecture_arguments', 'check_sizes', 'completed_epochs', 'every',
-    'is_count', 'is_number', 'is_text', 'training_options',
+    'NOT_ARCHITECTURE', 'architecture_arguments', 'check_sizes', 'completed_epochs', 'every', 'is_count', 'is_number',
+    'is_text', 'training_options',
 ]
 
 _logger = logging.getLogger(__name__)
 
 DEPTH, LENGTH, TEXT = 4, 100_000, 10_000  # of plain values: nesting, entries, characters
 EPOCHS = 10 ** 9
-LARGEST_SIZE = 4096  # pixels of a side
 # Arguments of networks that other options set
 NOT_ARCHITECTURE = {'self', 'args', 'kwargs', 'block', 'num_classes', 'in_chans', 'device', 'dtype'}
 
@@ -65,7 +64,7 @@ def every(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _is_size(value: Any) -> bool:
     """True for a number of pixels, or channels, of which an image does not fill the memory."""
-    return is_count(value) and value <= LARGEST_SIZE
+    return is_count(value) and RANGES['img_size'].holds(value)
 
 
 EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of options that later commands use; None is always accepted

@@ -1,6 +1,7 @@
 """Annotations in the format of COCO, read as what they are or refused: images, boxes and categories of a split."""
 import json
 import logging
+import os
 import reprlib
 from collections import Counter
 from dataclasses import dataclass
@@ -223,8 +224,10 @@ def _entry(
 ) -> ImageEntry:
     what = f'{source}: image {image["id"]}'
     name = image.get('file_name')
-    if not isinstance(name, str) or not 0 < len(name) < 1000 or Path(name).is_absolute() or '..' in Path(name).parts:
-        raise UserError(f'{what} has the file name {reprlib.repr(name)}, which is none in the folder of images')
+    if not isinstance(name, str) or not 0 < len(name) < 1000:
+        raise UserError(f'{what} has the file name {reprlib.repr(name)}')
+    if not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
+        raise UserError(f'{what} has the file name {reprlib.repr(name)}, outside of the folder of images {folder}')
     for key in ('width', 'height'):
         if not _is_id(image.get(key)) or not 1 <= image[key] <= LARGEST:
             raise UserError(f'{what} has {key} {reprlib.repr(image.get(key))}, which must be a number of pixels')

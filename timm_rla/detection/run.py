@@ -21,6 +21,7 @@ from ..common.device import mixed_precision
 from ..common.errors import UserError, blame
 from ..common.files import folder_of_run, replacing
 from ..common.lock import exclusive
+from ..common.optimizers import is_same_optimizer
 from ..common.stopping import Stopped, StopRequest
 from ..common.summary import SUMMARY
 from .callbacks import Best, CheckpointFiles, Checkpoints, Lines
@@ -165,9 +166,9 @@ def _checkpoint(resume: str, folder: Path, description: Dict[str, Any], opt: str
     for key, value in description.items():
         if found.get(key) != value:
             raise UserError(f'--resume {path}: of a detector with {key} {found.get(key)!r}, not {value!r}')
-    trained = checkpoint.get('opt', opt)
-    if trained != opt:
-        raise UserError(f'--opt {opt}: --resume {path} was trained with {trained!r}')
+    trained = str(checkpoint.get('opt', opt))
+    if not is_same_optimizer(trained, opt):
+        raise UserError(f'--opt {opt}: --resume {path} was trained with {trained}')
     return path, iterations(checkpoint, f'--resume {path}')
 
 

@@ -12,6 +12,7 @@ from timm.layers import DropPath, SEModule
 from timm.models import checkpoint
 from timm.models.resnet import BasicBlock, Bottleneck
 
+from .._torch import comes_from_reentrant_checkpoint
 from ..layers import Context, LayerAttention
 from ..ops.gated_norm import GatedNorm, gated_norm
 from ..ops.lstm import CellWeights, LSTMState
@@ -41,20 +42,15 @@ def _excitation(se: SEModule, pooled: torch.Tensor) -> torch.Tensor:
     return se.gate(se.fc2(x)).flatten(1)
 
 
-def _check_gradient(x: torch.Tensor, state: Optional[LSTMState], step: CellWeights) -> None:
-    """Complain of a state that has lost its gradient, which would make that of the LSTM silently wrong.
+def _check_gradient(x: torch.Tensor, state: Optional[LSTMState]) -> None:
+    """Complain of a state whose gradient checkpointing has dropped, which would make others silently wrong.
 
     Raises:
-        RuntimeError: Input and LSTM of a block want a gradient, and the state before it has none.
+        RuntimeError: A reentrant checkpoint returned input and state, and only the input has a gradient.
     """
-    if state is None or not isinstance(x, torch.Tensor):  # none of the proxies of torch.fx
-        return
-    if not x.requires_grad or state[0].requires_grad:
-        return
-    weight = getattr(step, 'weight_hh', None)  # none if the LSTM has been replaced
-    if weight is not None and weight.requires_grad:
+    if state is not None and comes_from_reentrant_checkpoint(x) and not state[0].requires_grad:
         raise RuntimeError(
-            'the state of the previous block has no gradient; checkpointing with use_reentrant=True drops it, '
+            'the state of the previous block has lost its gradient: checkpointing with use_reentrant=True drops it, '
             'set_grad_checkpointing() or use_reentrant=False keeps it')
 
 
@@ -102,7 +98,7 @@ class RecurrentBlock(nn.Module):
             Output of the block [B, C, H, W], its state.
         """
         if not torch.jit.is_scripting():
-            _check_gradient(shortcut, state, step)
+            _check_gradient(shortcut, state)
             fused = self.fused_norm(z)
             if fused is not None:
                 return self.attend_fused(fused, shortcut, state, step)

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..layers import Context
+from ..layers import Context, pool
 from ..ops.lstm import FoldedCell
 from ..ops.vanilla import is_vanilla
 from .blocks import RecurrentBlock, RecurrentStage, RLABasicBlock, RLABottleneck, is_pointwise
@@ -67,8 +67,7 @@ class FoldedContext(nn.Module):
         """[B, C, H, W] -> [B, C]"""
         if self.context is not None:
             return self.context.pool(x)
-        pooled = x.amax((2, 3), keepdim=True) if self.max_pool else x.mean((2, 3), keepdim=True)
-        return pooled.flatten(1)
+        return pool(x, self.max_pool)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """[B, C] -> [B, 4M]"""

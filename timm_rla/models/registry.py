@@ -44,9 +44,11 @@ def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **
     if issubclass(net, RecurrentLayerAttention):
         kwargs.update(pretrained_filter_fn=checkpoint_filter_fn)
         feature_cfg.update(feature_cls=StageFeatures)
-        if kwargs.get('feature_cls') in ('list', 'dict'):  # timm's call stages one by one, without the state
-            if kwargs.pop('feature_cls') == 'dict':
-                raise ValueError("feature_cls must be 'list', 'getter', 'hook' or 'fx', not 'dict'")
+        feature_cls = str(kwargs.get('feature_cls')).lower()
+        if feature_cls == 'list':  # timm's calls stages one by one, without the state
+            kwargs.pop('feature_cls')
+        elif feature_cls == 'dict':
+            raise ValueError("feature_cls must be 'list', 'getter', 'hook' or 'fx', not 'dict'")
     return build_model_with_cfg(net, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 

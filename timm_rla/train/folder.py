@@ -36,6 +36,7 @@ from .state import (
 
 __all__ = ['RunFolder']
 
+OF_EPOCHS = ('last', 'checkpoint-*', 'model_best')  # names of checkpoints behind epochs, without the ending
 _logger = logging.getLogger(__name__)
 
 
@@ -87,7 +88,7 @@ class RunFolder:
         if resume == 'auto':
             checkpoint = self._find_newest()
             if checkpoint is None:
-                if len(read_summary(self.path)) > 1:  # else it was killed in its first epoch, or has not begun
+                if len(read_summary(self.path)) > 1 or self._holds_checkpoints():  # else it has no epoch behind it
                     raise UserError(f'--resume auto: {self.path} holds a run without a checkpoint that can be read')
                 return None
         elif resume:
@@ -100,7 +101,7 @@ class RunFolder:
             if why_not:
                 raise UserError(f'--resume {checkpoint}: within an epoch, {why_not}; take a checkpoint behind an epoch')
         with blame(f'--experiment {self.path.name}', OSError):
-            held = (self.path / SUMMARY).exists() or any(self.path.glob('*.pth.tar'))
+            held = (self.path / SUMMARY).exists() or self._holds_checkpoints() or bool(self._recoveries())
         if held and not (checkpoint and self.holds(checkpoint)):
             raise UserError(
                 f'--experiment {self.path.name}: {self.path} holds a run; --resume auto goes on with it')
@@ -210,6 +211,9 @@ class RunFolder:
             if is_row(row) and row['epoch'] < start_epoch:
                 rows.append(row)
         return rows
+
+    def _holds_checkpoints(self) -> bool:
+        return any(any(self.path.glob(f'{name}.pth.tar')) for name in OF_EPOCHS)
 
     def _recoveries(self) -> List[Path]:
         """Checkpoints within epochs, the farthest last."""

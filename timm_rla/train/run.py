@@ -20,6 +20,7 @@ from ..common.device import Placement
 from ..common.errors import UserError, blame
 from ..common.files import file_digest, folder_of_run
 from ..common.networks import SAVED, compile_model, saved_arguments
+from ..common.optimizers import is_same_optimizer
 from ..common.options import input_spec, placement
 from ..common.stopping import StopRequest
 from ..common.trained import completed_epochs, training_options
@@ -43,9 +44,10 @@ __all__ = ['train']
 
 _logger = logging.getLogger(__name__)
 
-# Options that say how an epoch is cut into batches
 KEPT = {'weight_decay', 'momentum', 'betas', 'eps', 'nesterov'}  # of an optimizer, which loading its state sets
 FACTORED = ('_r', '_c', '_row', '_col')  # ends of names of state that has one dimension averaged out
+OF_OPTIONS = ('num_classes', 'in_chans', 'global_pool')  # arguments of networks with an option of their own
+# Options that say how an epoch is cut into batches
 CUT = ('batch_size', 'grad_accum_steps', 'in_memory', 'aug_repeats', 'epoch_repeats', 'train_num_samples')
 
 
@@ -127,6 +129,8 @@ def _train_in(
     run = _prepare(args, model, data, checkpoint, folder, place)
     scalar_logs: List[ScalarLog] = []
     restore(run, data, args.sched, args.sched_on_updates)  # complains before any file is changed
+    if place.distributed:
+        torch.distributed.barrier()  # all processes can go on
     if place.primary:
         scalar_logs = open_scalar_logs(args, folder.path, run.start_epoch)
         checkpoints = Checkpoints(folder.path, args.checkpoint_hist, decreasing=run.metric == 'loss')
@@ -156,7 +160,8 @@ def _saved_options(
         return {}
     return dict(
         model=model.pretrained_cfg['architecture'],
-        model_kwargs={**saved_arguments(name), **model_kwargs},
+        model_kwargs={key: value for key, value in {**saved_arguments(name), **model_kwargs}.items()
+                      if key not in OF_OPTIONS},
         **{key: data_config[key] for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')})
 
 
@@ -307,16 +312,16 @@ def _load_optimizer(
         loss_scaler: Optional[utils.NativeScaler],
 ) -> None:
     trained = training_options(checkpoint, source).get('opt')
-    if isinstance(trained, str) and trained.lower() != name.lower():
+    if 'optimizer' in checkpoint and isinstance(trained, str) and not is_same_optimizer(trained, name):
         raise UserError(f'--opt {name}: {source} was trained with {trained}; --no-resume-opt begins its state anew')
     given = [dict(group) for group in optimizer.param_groups]
     with blame(f'{source}: state of the optimizer', *STATE_ERRORS):
         if 'optimizer' in checkpoint:
             optimizer.load_state_dict(checkpoint['optimizer'])
             for parameter, state in optimizer.state.items():
-                for name, value in state.items():
-                    if torch.is_tensor(value) and not _fits(value, parameter, name.endswith(FACTORED)):
-                        raise ValueError(f'{name} of shape {list(value.shape)} for weights {list(parameter.shape)}')
+                for key, value in state.items():
+                    if torch.is_tensor(value) and not _fits(value, parameter, key.endswith(FACTORED)):
+                        raise ValueError(f'{key} of shape {list(value.shape)} for weights {list(parameter.shape)}')
             differ = {key for old, new in zip(given, optimizer.param_groups)
                       for key in KEPT & old.keys() if old[key] != new.get(key)}
             if differ:

@@ -114,7 +114,9 @@ class Detection(pl.LightningModule):
             temporary.write_text(json.dumps(content, indent=1) + '\n')
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
-        checkpoint.update(detector=self.description, opt=self.schedule.opt, losses=self.losses)
+        checkpoint.update(detector=self.description, losses=self.losses)
+        if self.schedule is not None:
+            checkpoint.update(opt=self.schedule.opt)
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         self.losses = checkpoint['losses']

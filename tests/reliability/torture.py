@@ -410,7 +410,7 @@ def main() -> int:
             if name == 'disks':
                 show(found)
             results += found
-    write(results, keep=args.only is not None)
+            write(results, keep=args.only is not None)  # now, so that an interrupted run keeps what it has
     shutil.rmtree(folder)
     failed = sum(bool(result.failures) for result in results)
     print(f'{sum(result.tries for result in results):,} tries, {failed} of {len(results)} kinds failed')

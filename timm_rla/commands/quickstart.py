@@ -44,12 +44,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         train_parser(),
         ['--config', args.config, '--data-dir', str(digits), '--output', str(output), *options],
     )
-    _check(run_options, str(digits), output)
-    if args.result:
-        result_path = Path(args.result)
-        if output.resolve() in result_path.resolve().parent.parents:
-            raise UserError(f'--result {result_path}: must lie outside of the folders in --output {output}')
-        check_writable(result_path, '--result')
+    result_file = Path(args.result) if args.result else None
+    _check(run_options, str(digits), output, result_file)
     write_digits(digits)
     start = time.perf_counter()
     run = train(run_options)
@@ -67,15 +63,15 @@ def main(argv: Optional[List[str]] = None) -> None:
     print(f'Checkpoint  {run / "last.pth.tar"}')
     print(f'Curve       {curve}')
     print('Top-1       {top1:.2f} % of {held_out} held-out digits after {epochs} epochs, {seconds} s'.format(**result))
-    if args.result:
-        with blame(f'--result {args.result}', OSError), writing_text(Path(args.result)) as f:
+    if result_file:
+        with blame(f'--result {result_file}', OSError), writing_text(result_file) as f:
             writer = csv.DictWriter(f, fieldnames=result)
             writer.writeheader()
             writer.writerow(result)
 
 
-def _check(run_options: argparse.Namespace, digits: str, output: Path) -> None:
-    """Complain of options that leave nothing to show, before the work."""
+def _check(run_options: argparse.Namespace, digits: str, output: Path, result_file: Optional[Path]) -> None:
+    """Complain of options that leave nothing to show, and of files that cannot be written, before the work."""
     if run_options.data_dir != digits or run_options.dataset:
         raise UserError('--data-dir, --dataset: not for quickstart, whose images are digits; timm-rla train takes them')
     if run_options.val_split != 'validation':
@@ -83,6 +79,10 @@ def _check(run_options: argparse.Namespace, digits: str, output: Path) -> None:
                         'out for what quickstart shows')
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f'--output {output}: is no folder')
+    if result_file:
+        if output.resolve() in result_file.resolve().parent.parents:
+            raise UserError(f'--result {result_file}: must lie outside of the folders in --output {output}')
+        check_writable(result_file, '--result')
 
 
 def write_digits(root: Path) -> Path:

@@ -7,7 +7,6 @@ from .errors import UserError
 
 __all__ = ['RANGES', 'check_ranges']
 
-
 LARGEST = 1e12  # for what has no bound of its own: libraries fail at much larger ones
 
 
@@ -38,8 +37,8 @@ FRACTION = Range(0, 1, below=True)
 
 RANGES: Dict[str, Range] = {
     **dict.fromkeys((
-        'batch_size', 'validation_batch_size', 'num_classes', 'in_chans', 'log_interval',
-        'log_freq', 'val_interval', 'checkpoint_hist', 'train_num_samples', 'val_num_samples', 'num_samples', 'recount',
+        'batch_size', 'validation_batch_size', 'num_classes', 'in_chans', 'log_interval', 'log_freq',
+        'val_interval', 'checkpoint_hist', 'train_num_samples', 'val_num_samples', 'num_samples', 'recount',
         'lr_cycle_limit', 'lr_base_size', 'topk', 'jobs', 'iterations', 'base_batch_size', 'accumulate',
         'epochs', 'eval_interval', 'checkpoint_interval', 'anchor_sizes', 'roi_size', 'pyramid_channels', 'min_size',
         'max_size',
@@ -59,9 +58,9 @@ RANGES: Dict[str, Range] = {
     **dict.fromkeys((
         'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'reprob', 'mixup_prob',
         'mixup_switch_prob', 'drop', 'drop_block', 'drop_rate', 'drop_path_rate', 'drop_block_rate', 'cutmix_minmax',
-        'bce_target_thresh', 'lr_noise_pct', 'bn_momentum',
-        'model_ema_decay', 'momentum', 'layer_decay', 'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'mean',
-        'box_score_thresh', 'box_nms_thresh', 'box_positive_fraction', 'score_thresh',
+        'bce_target_thresh', 'lr_noise_pct', 'bn_momentum', 'model_ema_decay', 'momentum', 'layer_decay',
+        'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'mean', 'box_score_thresh', 'box_nms_thresh',
+        'box_positive_fraction', 'score_thresh',
     ), PROBABILITY),
     **dict.fromkeys(('smoothing', 'drop_path'), FRACTION),
     'crop_pct': Range(0.1, 2),  # a part of the image, no percentage; above 1 with a margin
@@ -74,8 +73,8 @@ RANGES: Dict[str, Range] = {
 
 
 PAIRS = ('scale', 'ratio', 'cutmix_minmax')  # of a least and a largest number
-DIFFERENT = ('cutmix_minmax',)
-MAY_BE_EMPTY = ('milestones', 'decay_milestones')
+DIFFERENT = ('cutmix_minmax',)  # the pairs whose two numbers may not be the same
+MAY_BE_EMPTY = ('milestones', 'decay_milestones')  # a list without a number says something there
 
 
 def check_ranges(options: Dict[str, Any], source: Optional[str] = None) -> None:

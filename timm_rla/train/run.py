@@ -311,12 +311,13 @@ def _load_optimizer(
         name: str,
         loss_scaler: Optional[utils.NativeScaler],
 ) -> None:
-    trained = training_options(checkpoint, source).get('opt')
-    if 'optimizer' in checkpoint and isinstance(trained, str) and not is_same_optimizer(trained, name):
-        raise UserError(f'--opt {name}: {source} was trained with {trained}; --no-resume-opt begins its state anew')
-    given = [dict(group) for group in optimizer.param_groups]
-    with blame(f'{source}: state of the optimizer', *STATE_ERRORS):
-        if 'optimizer' in checkpoint:
+    errors = f'{source}: state of the optimizer'
+    if 'optimizer' in checkpoint:
+        trained = training_options(checkpoint, source).get('opt')
+        if isinstance(trained, str) and not is_same_optimizer(trained, name):
+            raise UserError(f'--opt {name}: {source} was trained with {trained}; --no-resume-opt begins its state anew')
+        given = [dict(group) for group in optimizer.param_groups]
+        with blame(errors, *STATE_ERRORS):
             optimizer.load_state_dict(checkpoint['optimizer'])
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
@@ -324,10 +325,11 @@ def _load_optimizer(
                         raise ValueError(f'{key} of shape {list(value.shape)} for weights {list(parameter.shape)}')
             differ = {key for old, new in zip(given, optimizer.param_groups)
                       for key in KEPT & old.keys() if old[key] != new.get(key)}
-            if differ:
-                _logger.warning(f'{source} goes on with its own {", ".join(sorted(differ))}, not those of the options; '
-                                '--no-resume-opt begins the state of the optimizer anew, with these')
-        if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
+        if differ:
+            _logger.warning(f'{source} goes on with its own {", ".join(sorted(differ))}, not those of the options; '
+                            '--no-resume-opt begins the state of the optimizer anew, with these')
+    if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
+        with blame(errors, *STATE_ERRORS):
             loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
 
 

@@ -9,6 +9,7 @@ from ..analysis.classes import class_names, find_class
 from ..common.checkpoint import weights_id
 from ..common.errors import UserError
 from ..common.files import check_outputs
+from ..common.idle import warn_of_idle_options
 from ..common.image_folder import image_files
 from ..common.networks import load_network
 from ..common.options import (
@@ -53,6 +54,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     outputs = [('--output', path) for path in (output, classes_output, table)]
     check_outputs(outputs, [args.checkpoint, args.class_map])
     place = placement(args)
+    if place.primary:
+        warn_of_idle_options(args, attention_parser())
     network = load_network(network_spec(args), verbose=place.primary)
     blocks = list(attention_modules(network.model))
     if not blocks:

@@ -13,6 +13,7 @@ from ..benchmark.suites import SUITES
 from ..benchmark.variants import SUFFIXES
 from ..common.device import default_device
 from ..common.errors import UserError
+from ..common.idle import warn_of_idle_options
 from ..common.options import OptionParser
 
 __all__ = ['benchmark_parser', 'main']
@@ -88,6 +89,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser = benchmark_parser()
     args = parser.parse_args(argv)
     _check_combination(args, parser)
+    warn_of_idle_options(args, parser)
     plan = plan_suite(args.suite, args.only) if args.suite else plan_models(
         args.models,
         args.modes,

@@ -21,6 +21,7 @@ from ..common.checkpoint import read_checkpoint
 from ..common.device import default_device, default_workers
 from ..common.errors import UserError, blame
 from ..common.files import check_outputs, replacing, writing_text
+from ..common.idle import warn_of_idle_options
 from ..common.networks import NetworkSpec, restore_network, trained_spec
 from ..common.options import (
     OptionParser,
@@ -77,6 +78,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     spec = trained_spec(NetworkSpec(use_ema=args.use_ema), content, source)
     options = training_options(content, source)
     place = placement(args)
+    if place.primary:
+        warn_of_idle_options(args, freeze_parser())
     network = restore_network(spec, content, source, verbose=place.primary)
     if not attention_modules(network.model):
         raise UserError(f'{source}: {network.name} has no layer attention; networks rla_* have')

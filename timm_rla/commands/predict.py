@@ -43,9 +43,6 @@ def predict_parser() -> OptionParser:
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = predict_parser().parse_args(argv)
-    for option, value in (('--topk', args.topk), ('--batch-size', args.batch_size)):
-        if value < 1:
-            raise UserError(f'{option} {value}: must be at least 1')
     paths, problems = find_images(args.images, recursive=True)
     if args.csv:
         check_outputs([('--csv', Path(args.csv))], [*paths, args.checkpoint])

@@ -15,6 +15,7 @@ from ..common.device import Placement
 from ..common.errors import blame
 from ..common.evaluation import evaluate
 from ..common.files import check_outputs, writing_text
+from ..common.idle import warn_of_idle_options
 from ..common.image_folder import image_files
 from ..common.networks import compile_model, load_network
 from ..common.options import (
@@ -64,6 +65,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = validate_parser().parse_args(argv)
     place = placement(args)
+    if place.primary:
+        warn_of_idle_options(args, validate_parser())
     outputs = [('--results-file', Path(args.results_file))] if args.results_file else []
     if args.confusion:
         picture = Path(args.confusion)

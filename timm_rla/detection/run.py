@@ -20,6 +20,7 @@ from ..common.checkpoint import read_checkpoint
 from ..common.device import mixed_precision
 from ..common.errors import UserError, blame
 from ..common.files import folder_of_run, replacing
+from ..common.idle import warn_of_idle_options
 from ..common.lock import exclusive
 from ..common.optimizers import is_same_optimizer
 from ..common.stopping import Stopped, StopRequest
@@ -30,7 +31,7 @@ from .coco import CocoSplit, describe_split, training_boxes
 from .data import DetectionData
 from .faster_rcnn import fasterrcnn
 from .module import Detection
-from .options import detector_arguments, read_data, schedule
+from .options import detector_arguments, read_data, schedule, train_parser
 
 __all__ = ['evaluate', 'train']
 
@@ -110,6 +111,7 @@ def _train(args: argparse.Namespace, stop: StopRequest) -> Path:
     if int(os.environ.get('RANK', 0)):
         _fit(args, module, data, folder, stop)
         return folder
+    warn_of_idle_options(args, train_parser())
     _describe(splits, detector)
     _logger.info(f'{batch_size} images per iteration, {plan}')
     with exclusive(folder, lambda holder: f'--experiment {folder}: another run writes here ({holder})'):

@@ -19,6 +19,7 @@ from ..common.datasets import describe_dataset
 from ..common.device import Placement
 from ..common.errors import UserError, blame
 from ..common.files import file_digest, folder_of_run
+from ..common.idle import warn_of_idle_options
 from ..common.networks import SAVED, compile_model, saved_arguments
 from ..common.optimizers import is_same_optimizer
 from ..common.options import input_spec, placement
@@ -29,7 +30,7 @@ from .data import Splits, TrainData, create_loaders, open_splits
 from .epoch import Trainer
 from .folder import RunFolder
 from .loop import STATE_ERRORS, Intervals, Run, restore, run_epochs
-from .options import data_spec, loss_arguments, model_arguments, split_spec
+from .options import data_spec, loss_arguments, model_arguments, split_spec, train_parser
 from .scalars import ScalarLog, open_scalar_logs
 from .setup import (
     create_loss,
@@ -74,6 +75,8 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> Path:
             importlib.import_module(module)
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     place = placement(args)
+    if place.primary:
+        warn_of_idle_options(options, train_parser())
     vars(args).update(  # as timm's scripts have them in their checkpoints
         data_dir=args.data_dir or args.data, distributed=place.distributed, world_size=place.world_size,
         rank=place.rank, local_rank=place.local_rank, prefetcher=not args.no_prefetcher)

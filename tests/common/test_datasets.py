@@ -18,6 +18,7 @@ from timm_rla.common.datasets import (
 )
 from timm_rla.common.errors import UserError
 from timm_rla.common.images import find_images
+from timm_rla.train.data import SplitSpec, open_splits
 
 ENDINGS = ('.png', '.jpg', '.webp', '.bmp', '.tif', '.TIFF', '.gif', '.ppm')
 
@@ -110,11 +111,27 @@ def test_splits_are_never_classes(photos):
     with pytest.raises(UserError, match='holds test, train, where .* valid .* is expected; --split test takes that'):
         open_photos(photos)
     with pytest.raises(UserError, match='; --val-split test takes that one'):
-        open_photos(photos, need_split=True)
+        open_photos(photos, need_split=True, split_option='--val-split')
     assert len(open_photos(photos, 'test')) == 24
     assert len(open_photos(photos / 'test')) == 24  # the folder of a split itself
     (photos / 'test' / 'cat').rename(photos / 'test' / 'train')  # trains may be what it is about
     assert label_names(open_photos(photos / 'test')) == ['dog', 'owl', 'train']
+
+
+def test_the_hint_names_the_option_of_the_split(photos):
+    with pytest.raises(UserError, match='a folder learn is expected; --train-split train takes that one'):
+        open_splits(SplitSpec(DataSource(str(photos)), 4, train_split='learn'), 3)
+    (photos / 'valid').rename(photos / 'test')
+    with pytest.raises(UserError, match='; --val-split test takes that one'):
+        open_splits(SplitSpec(DataSource(str(photos)), 4), 3)
+
+
+def test_a_number_of_samples_is_for_streams(photos):
+    dataset = open_photos(photos, num_samples=5)
+    assert len(dataset) == 24
+    assert describe_dataset(dataset, 'validation', 5).endswith(
+        '; all are read, a number of samples (5) is for streams alone')
+    assert 'samples' not in describe_dataset(dataset, 'validation')
 
 
 def test_images_outside_of_classes(photos):

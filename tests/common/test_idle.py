@@ -23,7 +23,7 @@ def idle(*words, parser=train_parser):
     (['--model-ema-decay', 0.9], '--model-ema-decay has no effect without --model-ema'),
     (['--torchcompile-mode', 'default'], '--torchcompile-mode has no effect without --torchcompile'),
     (['--mixup-prob', 0.5], '--mixup-prob has no effect without --mixup or --cutmix or --cutmix-minmax'),
-    (['--mixup', 0.2, '--mixup-switch-prob', 0.2], '--mixup-switch-prob has no effect without --cutmix or --cutmix-min'),
+    (['--mixup', 0.2, '--mixup-switch-prob', 0.2], '--mixup-switch-prob has no effect without --cutmix'),
     (['--lr', 0.1, '--lr-base', 0.2], '--lr-base has no effect beside --lr'),
     (['--no-aug', '--aa', 'rand-m9'], '--aa has no effect beside --no-aug'),
     (['--train-crop-mode', 'pad', '--scale', 0.5, 1], '--scale has no effect beside --train-crop-mode pad'),

@@ -98,3 +98,8 @@ def test_checkpoint_that_names_no_model(tmp_path, args):
     torch.save(dict(args=args, state_dict={}), tmp_path / 'a.pth')
     with pytest.raises(UserError, match='--model: not given'):
         load_network(NetworkSpec(checkpoint=str(tmp_path / 'a.pth')))
+
+
+def test_a_classifier_needs_pooling():
+    with pytest.raises(UserError, match="^--gp '': a classifier needs pooling"):
+        load_network(NetworkSpec('rla_resnet18', global_pool=''))

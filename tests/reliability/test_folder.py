@@ -148,6 +148,15 @@ def test_options_that_the_state_of_the_optimizer_overrules_are_said(image_folder
     assert 'goes on with its own' not in capsys.readouterr().err
 
 
+def test_another_seed_is_said(image_folder, tmp_path, capsys):
+    train(image_folder, tmp_path, *OPTIONS, '--epochs', '1', '--seed', '3')
+    capsys.readouterr()
+    for epochs, seed in ('2', '4'), ('3', '4'):
+        assert cli.main(line(image_folder, tmp_path, '--epochs', epochs, '--resume', 'auto', '--seed', seed)) == 0
+        said = 'was trained with seed 3, whose random numbers go on' in capsys.readouterr().err
+        assert said == (epochs == '2')
+
+
 @pytest.mark.parametrize('name', ['checkpoint-2.pth.tar', 'resume-7-0.pth', 'recovery-0-1.pth.tar'])
 def test_a_folder_in_the_place_of_a_file(image_folder, tmp_path, capsys, name):
     run = train(image_folder, tmp_path, *OPTIONS, '--epochs', '1')

@@ -133,6 +133,7 @@ def open_dataset(
         num_samples: Optional[int] = None,
         batch_size: int = 1,
         need_split: bool = False,
+        split_option: str = '--split',
         counted_by: str = '--num-classes',
         names: Optional[Sequence[str]] = None,
         **kwargs: Any,
@@ -147,6 +148,7 @@ def open_dataset(
         num_samples: Samples in an iterable split.
         batch_size: Images in a batch, which iterable datasets take into account.
         need_split: An image folder must hold its splits; else the folder of a split itself will do.
+        split_option: What names the split, for the message.
         counted_by: What says `num_classes`, for the message.
         names: Names of the model's classes by index, if they are known. Classes of the dataset get the index of their
             name, so that a folder without one of them does not shift the others.
@@ -158,7 +160,7 @@ def open_dataset(
     if source.dataset:
         _check_name(source.dataset)
     else:
-        check_folder(source.data_dir, split, need_split)
+        check_folder(source.data_dir, split, need_split, split_option)
     create = _creation(source, split, in_chans, num_samples, batch_size, **kwargs)
     dataset = create(source.class_map)
     if names and not source.class_map:
@@ -267,14 +269,17 @@ def check_same_classes(train: Any, evaluation: Any) -> None:
 
 # What was found ----------------------------------------------------------------------------------------------------
 
-def describe_dataset(dataset: Any, split: str) -> str:
+def describe_dataset(dataset: Any, split: str, num_samples: Optional[int] = None) -> str:
     """One line: images and classes of a split, and what of an image folder was left out and why.
 
     Args:
         dataset: As from `open_dataset`.
         split: Name of the split.
+        num_samples: What was asked for, which timm passes over where a split is no stream.
     """
     count = f'{len(dataset):,} images' if hasattr(dataset, '__len__') else 'a stream of images'
     names = list(class_indices(dataset))
     classes = f', {len(names)} classes ({shorten(names)})' if names else ''
-    return printable(f'{split}: {count}{classes}{left_out(getattr(dataset, "reader", None))}')
+    whole = num_samples is not None and not isinstance(dataset, IterableImageDataset)
+    read = f'; all are read, a number of samples ({num_samples}) is for streams alone' if whole else ''
+    return printable(f'{split}: {count}{classes}{left_out(getattr(dataset, "reader", None))}{read}')

@@ -19,13 +19,14 @@ SPLITS = (  # names of one split, the first two rows as in timm
 SHOWN = 5  # names in a line
 
 
-def check_folder(root: Optional[str], split: str, need_split: bool) -> None:
+def check_folder(root: Optional[str], split: str, need_split: bool, option: str = '--split') -> None:
     """Complain of a folder where timm would not find the split, or would take all splits for classes of one.
 
     Args:
         root: The folder, or a file, which timm's readers of archives take.
         split: Name of the split.
         need_split: `root` must hold its splits; else it may be a split itself.
+        option: What names the split, for the message.
 
     Raises:
         UserError: It is missing, empty or not laid out like this.
@@ -43,8 +44,7 @@ def check_folder(root: Optional[str], split: str, need_split: bool) -> None:
     splits = [name for name in folders if any(name in names for names in SPLITS) and _holds_folders(root, name)]
     if not folders or need_split or splits:
         found = f'holds {shorten(folders)}' if folders else 'holds no folders'
-        option = '--val-split' if need_split else '--split'
-        others = [name for name in splits if name not in SPLITS[0]]
+        others = splits if option == '--train-split' else [name for name in splits if name not in SPLITS[0]]
         hint = f'; {option} {others[0]} takes that one' if others and split not in SPLITS[0] else ''
         raise UserError(f'--data-dir {root}: {found}, where a folder {" or ".join(names)} is expected{hint}')
 

@@ -170,6 +170,8 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
     if not name.startswith(SAVED) and not timm.is_model(name):
         raise UserError(f'--model {name}: no such model (timm.list_models() lists them); '
                         f'{closest(name, timm.list_models())}')
+    if kwargs.get('global_pool') == '':
+        raise UserError("--gp '': a classifier needs pooling; fast, avg, max, avgmax and avgmaxc are some")
     _check_rates(model_kwargs or {}, '--model-kwargs')
     if name.startswith(SAVED):
         _check_rates(saved_arguments(name), f'--model {name}')

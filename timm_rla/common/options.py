@@ -286,7 +286,7 @@ def validation_loader(
         names=network.label_names,
     )
     if place.primary:
-        _logger.info(describe_dataset(dataset, split or args.split))
+        _logger.info(describe_dataset(dataset, split or args.split, args.num_samples))
     return create_eval_loader(
         dataset,
         loader_spec(args),

@@ -115,12 +115,13 @@ def open_splits(spec: SplitSpec, in_chans: int, num_classes: Optional[int] = Non
     """
     common = dict(in_chans=in_chans, num_classes=num_classes, batch_size=spec.batch_size, need_split=True)
     train = open_dataset(
-        spec.source, spec.train_split, num_samples=spec.train_num_samples, is_training=True, seed=spec.seed,
-        repeats=spec.repeats, **common)
+        spec.source, spec.train_split, num_samples=spec.train_num_samples, split_option='--train-split',
+        is_training=True, seed=spec.seed, repeats=spec.repeats, **common)
     if not spec.val_split:
         return Splits(train, None)
     evaluation = open_dataset(
-        spec.source, spec.val_split, num_samples=spec.val_num_samples, is_training=False, **common)
+        spec.source, spec.val_split, num_samples=spec.val_num_samples, split_option='--val-split', is_training=False,
+        **common)
     check_same_classes(train, evaluation)
     return Splits(train, evaluation)
 

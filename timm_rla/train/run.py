@@ -5,7 +5,7 @@ import logging
 import math
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional
 
 import torch
 import torch.nn as nn
@@ -21,7 +21,6 @@ from ..common.errors import UserError, blame
 from ..common.files import file_digest, folder_of_run
 from ..common.idle import warn_of_idle_options
 from ..common.networks import SAVED, compile_model, saved_arguments
-from ..common.optimizers import is_same_optimizer
 from ..common.options import input_spec, placement
 from ..common.stopping import StopRequest
 from ..common.trained import completed_epochs, training_options
@@ -29,7 +28,8 @@ from .checkpoints import Checkpoints
 from .data import Splits, TrainData, create_loaders, open_splits
 from .epoch import Trainer
 from .folder import RunFolder
-from .loop import STATE_ERRORS, Intervals, Run, restore, run_epochs
+from .loop import Intervals, Run, restore, run_epochs
+from .optimizer_state import load_optimizer
 from .options import data_spec, loss_arguments, model_arguments, split_spec, train_parser
 from .scalars import ScalarLog, open_scalar_logs
 from .setup import (
@@ -45,8 +45,6 @@ __all__ = ['train']
 
 _logger = logging.getLogger(__name__)
 
-KEPT = {'weight_decay', 'momentum', 'betas', 'eps', 'nesterov'}  # of an optimizer, which loading its state sets
-FACTORED = ('_r', '_c', '_row', '_col')  # ends of names of state that has one dimension averaged out
 OF_OPTIONS = ('num_classes', 'in_chans', 'global_pool')  # arguments of networks with an option of their own
 # Options that say how an epoch is cut into batches
 CUT = ('batch_size', 'grad_accum_steps', 'in_memory', 'aug_repeats', 'epoch_repeats', 'train_num_samples')
@@ -89,7 +87,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> Path:
         args.num_classes = splits.num_classes
     args.label_names = splits.label_names  # for who reads the checkpoints; timm's scripts pass over it
     if place.primary:
-        _describe_splits(splits, (args.train_split, args.val_split), counted)
+        _describe_splits(splits, args, counted)
     model = create_network(
         args.model, args.model_kwargs, model_arguments(args), args.pretrained_path, args.initial_checkpoint,
         args.head_init_scale, args.head_init_bias, args.grad_checkpointing)
@@ -195,11 +193,12 @@ def _input_channels(model: str, given: Optional[int]) -> int:
     return given or (config.input_size[0] if config is not None else 3)
 
 
-def _describe_splits(splits: Splits, names: Sequence[str], counted: bool) -> None:
+def _describe_splits(splits: Splits, args: argparse.Namespace, counted: bool) -> None:
     """Say what was found; `counted`: the number of classes was not given."""
-    for dataset, name in zip(splits, names):
+    asked_for = ((args.train_split, args.train_num_samples), (args.val_split, args.val_num_samples))
+    for dataset, (name, num_samples) in zip(splits, asked_for):
         if dataset is not None:
-            _logger.info(describe_dataset(dataset, name))
+            _logger.info(describe_dataset(dataset, name, num_samples))
     if counted and splits.num_classes is not None:
         _logger.info(f'--num-classes is not given: {splits.num_classes}, those of the data')
 
@@ -251,10 +250,14 @@ def _prepare(
         _check_classes(content, args.label_names, source)
         load_weights(model, content, source)
         if not args.no_resume_opt:
-            _load_optimizer(content, source, optimizer, args.opt, loss_scaler)
+            load_optimizer(content, source, optimizer, args.opt, loss_scaler, verbose=place.primary)
     start_epoch = completed_epochs(content, source) if args.start_epoch is None else args.start_epoch
     if checkpoint is not None and start_epoch == completed_epochs(content, source):
         state = folder.resume_state(checkpoint, content, start_epoch)
+        seed = training_options(content, source).get('seed')
+        if state and seed not in (None, args.seed) and place.primary:
+            _logger.warning(f'--seed {args.seed}: {source} was trained with seed {seed}, whose random numbers go on'
+                            + ', but for the order of the images' * args.in_memory)
     model_ema = None
     if args.model_ema:
         model_ema = utils.ModelEmaV3(
@@ -305,39 +308,3 @@ def _announce(
     if warmup_epochs >= run.num_epochs > 0:
         _logger.warning(f'--warmup-epochs {warmup_epochs}: all of the {run.num_epochs} epochs are warm-up, the '
                         'learning rate is never reached')
-
-
-def _load_optimizer(
-        checkpoint: Dict[str, Any],
-        source: str,
-        optimizer: torch.optim.Optimizer,
-        name: str,
-        loss_scaler: Optional[utils.NativeScaler],
-) -> None:
-    errors = f'{source}: state of the optimizer'
-    if 'optimizer' in checkpoint:
-        trained = training_options(checkpoint, source).get('opt')
-        if isinstance(trained, str) and not is_same_optimizer(trained, name):
-            raise UserError(f'--opt {name}: {source} was trained with {trained}; --no-resume-opt begins its state anew')
-        given = [dict(group) for group in optimizer.param_groups]
-        with blame(errors, *STATE_ERRORS):
-            optimizer.load_state_dict(checkpoint['optimizer'])
-            for parameter, state in optimizer.state.items():
-                for key, value in state.items():
-                    if torch.is_tensor(value) and not _fits(value, parameter, key.endswith(FACTORED)):
-                        raise ValueError(f'{key} of shape {list(value.shape)} for weights {list(parameter.shape)}')
-            differ = {key for old, new in zip(given, optimizer.param_groups)
-                      for key in KEPT & old.keys() if old[key] != new.get(key)}
-        if differ:
-            _logger.warning(f'{source} goes on with its own {", ".join(sorted(differ))}, not those of the options; '
-                            '--no-resume-opt begins the state of the optimizer anew, with these')
-    if loss_scaler is not None and loss_scaler.state_dict_key in checkpoint:
-        with blame(errors, *STATE_ERRORS):
-            loss_scaler.load_state_dict(checkpoint[loss_scaler.state_dict_key])
-
-
-def _fits(value: torch.Tensor, parameter: torch.Tensor, factored: bool) -> bool:
-    """True for state of an optimizer that may belong to a parameter: of its shape, factored, or of another kind."""
-    if value.ndim != parameter.ndim or value.ndim == 0:
-        return True
-    return all(own == size or factored and own == 1 for own, size in zip(value.shape, parameter.shape))

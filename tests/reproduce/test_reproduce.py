@@ -16,7 +16,8 @@ import yaml
 import timm_rla_cli as cli
 from timm_rla.common.errors import UserError
 from timm_rla.common.options import parse
-from timm_rla.reproduce.plan import TABLES, Run, load_table, plan_runs
+from timm_rla.reproduce.content import TABLES
+from timm_rla.reproduce.plan import Run, load_table, plan_runs
 from timm_rla.reproduce.plots import plot_curves, plot_differences
 from timm_rla.reproduce.report import paired_interval, report_rows, title, write_csv, write_markdown
 from timm_rla.reproduce.runs import Results, train_options
@@ -332,6 +333,88 @@ def test_bad_input(tmp_path, capsys, monkeypatch, options, words):
     line = capsys.readouterr().err.strip()
     assert all(word in line for word in words), line
     assert not list(tmp_path.iterdir())
+
+
+OWN = """
+title: 'Starts, depth {depth}'
+depths: [20]
+datasets: [cifar10]
+cells:
+  plain: {name: 'ResNet-{depth}', model: 'resnet{depth}_cifar'}
+  start:
+    name: Another start
+    model: 'rla_resnet{depth}_cifar'
+    model_kwargs: {hidden_dim: 8}
+    options: {initial_checkpoint: 'start-{seed}.pth.tar', amp: true, decay_milestones: [3, 5], opt_betas: [0.8, 0.9],
+              opt_kwargs: {maximize: false}}
+    paper: {20: {cifar10: 9.0, params: 0.3}}
+"""
+
+
+def test_a_table_of_ones_own(tmp_path):
+    (tmp_path / 'starts.yaml').write_text(OWN)
+    table = load_table(str(tmp_path / 'starts.yaml'))
+    assert (table.name, table.title, [cell.name for cell in table.cells]) == (
+        'starts', 'Starts, depth 20', ['ResNet-20', 'Another start'])
+    assert (table.cells[1].paper, table.cells[1].paper_params) == ({'error': 9.0}, 0.3)
+    results = Results(tmp_path / 'out', table, 6, ['--lr', '0.2'])
+    plain, start = (vars(parse(table.task.parser(), train_options(table.task, run, 6, results.options)))
+                    for run in plan_runs(table, [4]))
+    assert start == {**plain, 'model': 'rla_resnet20_cifar', 'model_kwargs': {'hidden_dim': 8}, 'amp': True,
+                     'initial_checkpoint': 'start-4.pth.tar', 'decay_milestones': [3, 5], 'opt_betas': [0.8, 0.9],
+                     'opt_kwargs': {'maximize': False}}
+    assert plain['lr'] == 0.2 and plain['decay_milestones'] == [4, 6]
+
+
+def test_a_table_of_ones_own_is_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'starts.yaml').write_text(OWN)
+    table = load_table('starts.yaml')
+    results = Results(tmp_path / 'output' / 'starts', table, 2, [])
+    results.record()
+    for run, top1 in zip(plan_runs(table, [0, 1]), (90., 91., 92., 92.5)):
+        write_run(results, run, top1)
+    assert cli.main(['reproduce', 'starts.yaml', '--epochs', '2', '--seeds', '0', '1', '--report']) == 0
+    assert '| cifar10 | Another start | 9.00 | 8.25' in (results.path / 'report.md').read_text()
+
+
+@pytest.mark.parametrize('change, words', [
+    (('plain:', 'base:'), ['none is named plain']),
+    (('title:', 'titel:'), ['titel: no such key', 'title']),
+    (('depths: [20]\n', ''), ['depths: missing']),
+    (('depths: [20]', 'depths: [0]'), ['depths: 0']),
+    (('depths: [20]', 'depths: 20'), ['depths: 20']),
+    (('[cifar10]', '[cifar11]'), ['cifar11', 'cifar10, cifar100']),
+    (('start:', 'a/b:'), ['a/b']),
+    (('Another start', "'{size}'"), ['{size}', 'depth']),
+    (('rla_resnet{depth}_cifar', 'rla_resnet{depth}_cifer'), ['rla_resnet20_cifer: no such model', 'did you mean']),
+    (('amp: true', 'amp: false'), ['amp: False']),
+    (('amp: true', 'lernrate: 1'), ['--lernrate']),
+    (('amp: true', 'seed: 1'), ['options: seed']),
+    (('amp: true', 'epochs: 1'), ['options: epochs']),
+    (('amp: true', 'lr: 1'), ['--lr 0.2', 'Another start']),
+    (('amp: true', 'lr: x'), ['--lr', "'x'"]),
+    (('cifar10: 9.0', 'cifar10: x'), ["'x'"]),
+    (('{hidden_dim: 8}', '[8]'), ['model_kwargs: [8]']),
+    (('model_kwargs', 'kwargs'), ['start: kwargs: no such key', 'model_kwargs']),
+    (('cells:', 'cells: []\nx:'), ['x']),
+], ids=str)
+def test_a_table_of_ones_own_with_faults(tmp_path, capsys, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    assert OWN.count(change[0]) == 1
+    (tmp_path / 'starts.yaml').write_text(OWN.replace(*change))
+    assert cli.main(['reproduce', 'starts.yaml', '--lr', '0.2']) == 2
+    line = capsys.readouterr().err.strip()
+    assert all(word in line for word in words) and 'Traceback' not in line, line
+    assert [path.name for path in tmp_path.iterdir()] == ['starts.yaml']
+
+
+def test_unknown_tables_and_depths(tmp_path, capsys):
+    assert cli.main(['reproduce', 'table7']) == 2
+    assert 'TABLE table7: neither a file nor a table; tables are table1, ' in capsys.readouterr().err
+    (tmp_path / 'starts.yaml').write_text(OWN.replace('{depth}_cifar', '20_cifar'))
+    assert cli.main(['reproduce', str(tmp_path / 'starts.yaml'), '--depth', '32']) == 2
+    assert '--depth 32: the networks of this table are of one depth each' in capsys.readouterr().err
 
 
 def test_repeated_parts_of_a_table_run_once():

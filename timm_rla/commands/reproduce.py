@@ -7,7 +7,8 @@ from typing import List, Optional
 from ..common.errors import UserError, blame
 from ..common.files import check_writable
 from ..common.options import OptionParser
-from ..reproduce.plan import TABLES, load_table, plan_runs
+from ..reproduce.content import TABLES
+from ..reproduce.plan import load_table, plan_runs
 from ..reproduce.runs import Results, run_all, shell_commands
 
 __all__ = ['main']
@@ -22,7 +23,7 @@ def reproduce_parser() -> OptionParser:
                     'seed and its network, as --only names it.',
     )
     add = parser.add_argument
-    add('table', choices=TABLES, metavar='TABLE', help=', '.join(TABLES))
+    add('table', metavar='TABLE', help=f'{", ".join(TABLES)}, or a YAML file with a table of your own')
     add('--output', metavar='DIR', help='folder of the runs, output/TABLE if not given')
     add('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='seeds of each network')
     add('--epochs', type=int, metavar='N', help='epochs, those of the recipe if not given; its steps follow')
@@ -53,7 +54,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             raise UserError(f'--{unit}s: the length of runs of {args.table} is --{task.unit}s')
     length = getattr(args, f'{task.unit}s')
     runs = plan_runs(table, seeds)
-    results = Results(Path(args.output or f'output/{args.table}'), table, length, options)
+    results = Results(Path(args.output or f'output/{Path(args.table).stem}'), table, length, options)
     if args.print:
         results.record()  # they may come to run there without this command
         for line in shell_commands(results, runs):

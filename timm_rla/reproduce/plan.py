@@ -1,18 +1,16 @@
 """What a table consists of: its cells, and the training runs that they need."""
 import re
 from dataclasses import dataclass, field
-from importlib import resources
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set
 
 import timm
-import yaml
 
-from ..common.errors import UserError
+from ..common.errors import UserError, closest
+from .content import read_table
 from .tasks import TASKS, Task
 
-__all__ = ['Cell', 'Run', 'TABLES', 'Table', 'load_table', 'plan_runs']
-
-TABLES = ('table1', 'table2', 'table2-imagenet', 'table2-coco', 'table3', 'bccd')
+__all__ = ['Cell', 'Run', 'Table', 'load_table', 'plan_runs']
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class Cell:
     depth: int
     dataset: str
     model_kwargs: Dict[str, Any] = field(default_factory=dict, hash=False)
+    options: Dict[str, Any] = field(default_factory=dict, hash=False)  # of its runs, by names as in recipes
     paper: Dict[str, float] = field(default_factory=dict, hash=False)  # its figures in percent, by keys of metrics
     paper_params: Optional[float] = None  # in millions
 
@@ -35,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: cells in the order of its rows, the plain network of each depth and data set first."""
+    """A table: cells in the order of its rows, the plain network of each depth and data set first."""
     name: str
     title: str
     task: Task
@@ -67,29 +66,28 @@ def load_table(
     """A table, or a part of it.
 
     Args:
-        name: One of `TABLES`.
+        name: One of `TABLES`, or path of a YAML file.
         depths: Depths, those of the paper if None.
         datasets: Data sets, all of the table if None.
         only: Keys of cells, all if None; the plain network is always there.
 
     Raises:
-        UserError: A data set or a cell that the table does not have, or a depth that its networks do not have.
+        UserError: No such table, a data set or a cell that it does not have, or a network or depth that there is not.
     """
-    text = resources.files(f'{__package__}.tables').joinpath(f'{name}.yaml').read_text()
-    content = yaml.safe_load(text)
+    content = read_table(name)
     _check('--datasets', datasets, content['datasets'])
     _check('--only', only, content['cells'])
     entries = {key: entry for key, entry in content['cells'].items() if only is None or key in only or key == 'plain'}
     _check_depths(depths or [], {entry['model'] for entry in entries.values()})
     depths = list(dict.fromkeys(depths or content['depths']))
-    task = TASKS[content.get('task', 'classification')]
+    task = TASKS[content['task']]
     cells = [
-        _cell(key, entry, depth, dataset, task)
+        _cell(key, entry, depth, dataset, task, f'TABLE {name}')
         for dataset in dict.fromkeys(datasets or content['datasets']) for depth in depths
         for key, entry in entries.items()
     ]
     title = content['title'].format(depth=depths[0], depths=', '.join(map(str, depths)))
-    return Table(name, title, task, cells)
+    return Table(Path(name).stem, title, task, cells)
 
 
 def _check(option: str, given: Optional[Sequence[str]], known: Sequence[str]) -> None:
@@ -100,8 +98,13 @@ def _check(option: str, given: Optional[Sequence[str]], known: Sequence[str]) ->
 
 def _check_depths(depths: Sequence[int], models: Set[str]) -> None:
     """Complain of a depth that one of the networks does not have; '{depth}' stands for it in their names."""
-    names = timm.list_models() if depths else []
-    patterns = [re.compile(re.escape(model).replace(re.escape('{depth}'), r'(\d+)')) for model in models]
+    if not depths:
+        return
+    patterns = [re.compile(re.escape(model).replace(re.escape('{depth}'), r'(\d+)'))
+                for model in models if '{depth}' in model]
+    if not patterns:
+        raise UserError(f'--depth {depths[0]}: the networks of this table are of one depth each')
+    names = timm.list_models()
     known = set.intersection(
         *({int(found[1]) for found in map(pattern.fullmatch, names) if found} for pattern in patterns))
     for depth in depths:
@@ -110,16 +113,20 @@ def _check_depths(depths: Sequence[int], models: Set[str]) -> None:
                             f'{", ".join(map(str, sorted(known)))}')
 
 
-def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str, task: Task) -> Cell:
+def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str, task: Task, source: str) -> Cell:
+    model = entry['model'].format(depth=depth)
+    if not timm.is_model(model):
+        raise UserError(f'{source}: cells: {key}: model: {model}: no such model; {closest(model, timm.list_models())}')
     paper = entry.get('paper', {}).get(depth, {})
     figures = paper.get(dataset, {})  # one number, or several by metric
     return Cell(
         key,
         entry['name'].format(depth=depth),
-        entry['model'].format(depth=depth),
+        model,
         depth,
         dataset,
         entry.get('model_kwargs', {}),
+        entry.get('options', {}),
         figures if isinstance(figures, dict) else {task.metrics[0].key: figures},
         paper.get('params'),
     )

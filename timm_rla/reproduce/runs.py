@@ -164,7 +164,7 @@ def train_options(task: Task, run: Run, length: Optional[int], options: Sequence
     """
     recipe = _recipe(run.cell.dataset)
     args = parse(task.parser(), recipe)
-    options = [o.replace('{seed}', str(run.seed)).replace('{cell}', run.cell.key) for o in options]
+    options = [_filled(option, run) for option in options]
     given = [*recipe, f'--{task.network}', run.cell.model, '--seed', str(run.seed)]
     kwargs = {**getattr(args, f'{task.network}_kwargs'), **_further_kwargs(task, run, options),
               **run.cell.model_kwargs}
@@ -172,16 +172,36 @@ def train_options(task: Task, run: Run, length: Optional[int], options: Sequence
         given += [f'--{task.unit}s', str(length)]
         for name, value in task.scaled_schedule(args, length).items():
             given += [f'--{name.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
-    given += options
+    given += options + _words(task, run)
     if kwargs:  # behind the options, whose own would take the place of the others
         given += [f'--{task.network}-kwargs', *(f'{key}={value}' for key, value in kwargs.items())]
     return given
 
 
+def _filled(text: str, run: Run) -> str:
+    return text.replace('{seed}', str(run.seed)).replace('{cell}', run.cell.key)
+
+
+def _words(task: Task, run: Run) -> List[str]:
+    """Options of a cell, by names as in recipes, as they are written on a command line."""
+    words: List[str] = []
+    for name, value in run.cell.options.items():
+        if name in {task.network, f'{task.network}_kwargs', f'{task.unit}s', 'output', *GIVEN}:
+            raise UserError(f'{run.cell.name}: options: {name}: not for a table to say, or with a key of its own')
+        if value is None or value is False:
+            raise UserError(f'{run.cell.name}: options: {name}: {value} cannot be written on a command line')
+        entries = value if isinstance(value, list) else [] if value is True else [value]
+        if isinstance(value, dict):
+            entries = [f'{key}={entry}' for key, entry in value.items()]
+        words += [f'--{name.replace("_", "-")}', *(_filled(str(entry), run) for entry in entries)]
+    return words
+
+
 def _further_kwargs(task: Task, run: Run, options: Sequence[str]) -> Dict[str, Any]:
     """Arguments of the network among further options, none of which may say otherwise than the table."""
     parser = task.parser()
-    reasons = {task.network: 'the table says which networks there are; --only and --depth choose among them', **GIVEN}
+    reasons = {task.network: 'the table says which networks there are; --only and --depth choose among them', **GIVEN,
+               **{name: f'the table says what it is for {run.cell.name}' for name in run.cell.options}}
     parser.set_defaults(**dict.fromkeys(reasons))
     found = parser.parse_args(options)
     for name, reason in reasons.items():

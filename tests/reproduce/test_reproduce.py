@@ -393,7 +393,7 @@ def test_a_table_of_ones_own_is_reported(tmp_path, monkeypatch):
     (('amp: true', 'seed: 1'), ['options: seed']),
     (('amp: true', 'epochs: 1'), ['options: epochs']),
     (('amp: true', 'lr: 1'), ['--lr 0.2', 'Another start']),
-    (('amp: true', 'lr: x'), ['--lr', "'x'"]),
+    (('amp: true', 'epoch_repeats: x'), ['--epoch-repeats', "'x'"]),
     (('cifar10: 9.0', 'cifar10: x'), ["'x'"]),
     (('{hidden_dim: 8}', '[8]'), ['model_kwargs: [8]']),
     (('model_kwargs', 'kwargs'), ['start: kwargs: no such key', 'model_kwargs']),

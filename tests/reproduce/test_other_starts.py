@@ -1,0 +1,69 @@
+"""examples/other_starts: each change is one change, to runs that are the same otherwise."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from timm_rla.common.options import parse
+from timm_rla.models.network import RecurrentLayerAttention
+from timm_rla.reproduce.plan import load_table, plan_runs
+from timm_rla.reproduce.runs import train_options
+from timm_rla.train.options import model_arguments
+from timm_rla.train.setup import create_network, create_optimizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def options():
+    """Options of the runs with seed 3, by cell."""
+    table = load_table(str(ROOT / 'examples' / 'other_starts.yaml'))
+    return {run.cell.key: parse(table.task.parser(), train_options(table.task, run, 10, ['--num-classes', '10']))
+            for run in plan_runs(table, [3])}
+
+
+def start(args):
+    """Network that a run with these options starts from."""
+    torch.manual_seed(args.seed)
+    return create_network(args.model, args.model_kwargs, model_arguments(args),
+                          initial_checkpoint=args.initial_checkpoint)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, ROOT / 'examples' / 'other_starts.py', '3'], check=True, env=None)
+
+
+def test_starts(written, options):
+    usual = start(options['rla']).state_dict()
+    changed = {key: start(options[key]).state_dict() for key in ('full_branch', 'forget_bias', 'zero_init_last')}
+    for key, state in changed.items():
+        differ = {name for name in usual if not torch.equal(usual[name], state[name])}
+        norms = {f'layer{stage}.{block}.bn2.weight' for stage in (1, 2, 3) for block in range(3)}
+        assert differ == ({'lstm.bias_ih', 'lstm.bias_hh'} if key == 'forget_bias' else norms)
+        if key != 'forget_bias':
+            value = 2. if key == 'full_branch' else 0.
+            assert all((state[name] == value).all() and (usual[name] == 1).all() for name in norms)
+    bias = changed['forget_bias']['lstm.bias_ih'] + changed['forget_bias']['lstm.bias_hh']
+    usual_bias = usual['lstm.bias_ih'] + usual['lstm.bias_hh']
+    assert torch.equal(bias[4:8], torch.ones(4))
+    assert torch.equal(bias[:4], usual_bias[:4]) and torch.equal(bias[8:], usual_bias[8:])
+
+
+def test_no_decay(options, monkeypatch):
+    monkeypatch.setattr(RecurrentLayerAttention, 'no_weight_decay', None, raising=False)  # gone again afterwards
+    monkeypatch.syspath_prepend(str(ROOT))
+    module, = options['no_decay'].device_modules
+    sys.modules.pop(module, None)
+    __import__(module)
+    model = start(options['no_decay'])
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer = create_optimizer(model, options['no_decay'])
+    decay = {names[p]: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
+    assert decay == {name: 0. if name.startswith('lstm.') else 1e-4 for name in names.values()}
+    monkeypatch.delattr(RecurrentLayerAttention, 'no_weight_decay')
+    usual = create_optimizer(start(options['rla']), options['rla'])
+    assert [group['weight_decay'] for group in usual.param_groups] == [1e-4]

@@ -7,7 +7,8 @@ from timm.data import resolve_data_config
 from timm.models import create_model
 
 from timm_rla.common.errors import UserError
-from timm_rla.common.networks import InputSpec, NetworkSpec, load_network
+from timm_rla.common.input_spec import InputSpec
+from timm_rla.common.networks import NetworkSpec, load_network
 
 SMALL = dict(layers=(1, 1, 1, 1), channels=(8, 8, 16, 16))  # of rla_resnet18, whose size for testing is 288
 

@@ -14,8 +14,9 @@ from timm.utils import ParseKwargs
 from .datasets import DataSource, describe_dataset, open_dataset
 from .device import Placement, default_device, default_workers, place
 from .errors import UserError, closest, one_line
+from .input_spec import InputSpec
 from .loaders import LoaderSpec, create_eval_loader
-from .networks import InputSpec, Network, NetworkSpec
+from .networks import Network, NetworkSpec
 from .ranges import check_ranges
 from .recipes import find_recipe
 from .yaml_files import read_mapping

@@ -12,7 +12,7 @@ from timm.utils import ParseKwargs
 
 from ..common.device import default_device, default_workers
 from ..common.errors import UserError
-from ..common.networks import INTERPOLATIONS
+from ..common.input_spec import INTERPOLATIONS
 from ..common.options import OptionParser, add_reader_options, data_source, input_spec, loader_spec
 from .data import DataSpec, SplitSpec
 

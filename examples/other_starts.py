@@ -11,6 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
+from packaging.version import Version
 from timm.utils import random_seed
 
 from timm_rla.models.network import RecurrentLayerAttention
@@ -35,10 +36,12 @@ def forget_bias(model):
         bias[hidden:2 * hidden] = value
 
 
+if Version(timm.__version__) < Version('1.0.27'):  # they ask only where biases are spared, too
+    raise ImportError(f'needs timm 1.0.27 or newer, not {timm.__version__}')
 RecurrentLayerAttention.no_weight_decay = no_weight_decay
 
 if __name__ == '__main__':
-    folder = Path('output/other_starts')
+    folder = Path('output/starts')
     folder.mkdir(parents=True, exist_ok=True)
     for seed in map(int, sys.argv[1:] or ['0']):
         for change in (full_branch, forget_bias):

@@ -122,6 +122,8 @@ def test_the_hint_names_the_option_of_the_split(photos):
     with pytest.raises(UserError, match='a folder learn is expected; --train-split train takes that one'):
         open_splits(SplitSpec(DataSource(str(photos)), 4, train_split='learn'), 3)
     (photos / 'valid').rename(photos / 'test')
+    with pytest.raises(UserError, match='; --train-split train takes that one'):
+        open_splits(SplitSpec(DataSource(str(photos)), 4, train_split='learn'), 3)
     with pytest.raises(UserError, match='; --val-split test takes that one'):
         open_splits(SplitSpec(DataSource(str(photos)), 4), 3)
 

@@ -38,6 +38,7 @@ def test_named(words, reason):
 @pytest.mark.parametrize('words', [
     [],
     ['--clip-mode', 'value', '--clip-grad', 1],
+    ['--layer-decay', 0, '--layer-decay-min-scale', 0.1],  # 0 is a decay
     ['--mixup', 0.2, '--cutmix', 1, '--mixup-switch-prob', 0.2, '--bce-loss', '--bce-sum', '--smoothing', 0],
     ['--lr-base', 0.2, '--amp', '--amp-dtype', 'bfloat16', '--scale', 0.5, 1, '--reprob', 0.1, '--recount', 2],
 ])
@@ -83,7 +84,7 @@ def _rates(words):
 @pytest.mark.parametrize('sched', SCHEDULES)
 @pytest.mark.parametrize('words', [
     ['--decay-milestones', '5', '9'], ['--decay-epochs', '7'], ['--decay-rate', '0.3'], ['--patience-epochs', '3'],
-    ['--lr-k-decay', '0.5'], ['--lr-cycle-limit', '2'],
+    ['--lr-k-decay', '0.5'], ['--lr-cycle-limit', '2'], ['--min-lr', '0.5'], ['--cooldown-epochs', '3'],
 ], ids=lambda words: words[0])
 def test_schedules(sched, words):
     """What is named leaves timm's schedule as it is, what is not changes it."""
@@ -92,10 +93,12 @@ def test_schedules(sched, words):
     assert (_rates([*base, *words]) == _rates(base)) == named
 
 
-@pytest.mark.parametrize('words', [['--bce-sum'], ['--bce-target-thresh', '0.3'], ['--bce-pos-weight', '2'],
-                                   ['--bce-loss']], ids=lambda words: words[0])
-@pytest.mark.parametrize('base', [['--smoothing', '0'], ['--smoothing', '0.1'], ['--bce-loss', '--smoothing', '0.1']],
-                         ids=' '.join)
+@pytest.mark.parametrize('base, words', [
+    (base, words)
+    for base in (['--smoothing', '0'], ['--smoothing', '0.1'], ['--bce-loss', '--smoothing', '0.1'])
+    for words in (['--bce-sum'], ['--bce-target-thresh', '0.3'], ['--bce-pos-weight', '2'], ['--bce-loss'])
+    if words[0] not in base
+], ids=' '.join)
 def test_losses(base, words):
     torch.manual_seed(0)
     logits, targets = torch.randn(4, 6), torch.tensor([0, 5, 2, 1])
@@ -104,9 +107,8 @@ def test_losses(base, words):
         options = parse(train_parser(), options)
         return create_loss(options.smoothing, False, loss_arguments(options))(logits, targets)
 
-    if words[0] not in base:
-        named = any(line.startswith(f'{words[0]} ') for line in idle(*base, *words))
-        assert torch.equal(loss([*base, *words]), loss(base)) == named
+    named = any(line.startswith(f'{words[0]} ') for line in idle(*base, *words))
+    assert torch.equal(loss([*base, *words]), loss(base)) == named
 
 
 def test_training_says_it(image_folder, tmp_path, caplog):

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from packaging.version import Version
 
 from timm_rla.common.options import parse
 from timm_rla.models.network import RecurrentLayerAttention
@@ -14,6 +16,7 @@ from timm_rla.train.options import model_arguments
 from timm_rla.train.setup import create_network, create_optimizer
 
 ROOT = Path(__file__).parents[2]
+OLD = pytest.mark.skipif(Version(timm.__version__) < Version('1.0.27'), reason='the example needs timm 1.0.27')
 
 
 @pytest.fixture(scope='module')
@@ -37,6 +40,7 @@ def written(tmp_path, monkeypatch):
     subprocess.run([sys.executable, ROOT / 'examples' / 'other_starts.py', '3'], check=True, env=None)
 
 
+@OLD
 def test_starts(written, options):
     usual = start(options['rla']).state_dict()
     changed = {key: start(options[key]).state_dict() for key in ('full_branch', 'forget_bias', 'zero_init_last')}
@@ -53,6 +57,7 @@ def test_starts(written, options):
     assert torch.equal(bias[:4], usual_bias[:4]) and torch.equal(bias[8:], usual_bias[8:])
 
 
+@OLD
 def test_no_decay(options, monkeypatch):
     monkeypatch.setattr(RecurrentLayerAttention, 'no_weight_decay', None, raising=False)  # gone again afterwards
     monkeypatch.syspath_prepend(str(ROOT))

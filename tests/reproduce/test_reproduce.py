@@ -345,8 +345,8 @@ cells:
     name: Another start
     model: 'rla_resnet{depth}_cifar'
     model_kwargs: {hidden_dim: 8}
-    options: {initial_checkpoint: 'start-{seed}.pth.tar', amp: true, decay_milestones: [3, 5], opt_betas: [0.8, 0.9],
-              opt_kwargs: {maximize: false}}
+    options: {initial_checkpoint: 'start-{depth}-{seed}.pth.tar', amp: true, decay_milestones: [3, 5],
+              opt_betas: [0.8, 0.9], opt_kwargs: {maximize: false}}
     paper: {20: {cifar10: 9.0, params: 0.3}}
 """
 
@@ -361,9 +361,9 @@ def test_a_table_of_ones_own(tmp_path):
     plain, start = (vars(parse(table.task.parser(), train_options(table.task, run, 6, results.options)))
                     for run in plan_runs(table, [4]))
     assert start == {**plain, 'model': 'rla_resnet20_cifar', 'model_kwargs': {'hidden_dim': 8}, 'amp': True,
-                     'initial_checkpoint': 'start-4.pth.tar', 'decay_milestones': [3, 5], 'opt_betas': [0.8, 0.9],
+                     'initial_checkpoint': 'start-20-4.pth.tar', 'decay_milestones': [3, 5], 'opt_betas': [0.8, 0.9],
                      'opt_kwargs': {'maximize': False}}
-    assert plain['lr'] == 0.2 and plain['decay_milestones'] == [4, 6]
+    assert plain['lr'] == 0.2 and plain['decay_milestones'] == [4, 5]
 
 
 def test_a_table_of_ones_own_is_reported(tmp_path, monkeypatch):
@@ -378,6 +378,22 @@ def test_a_table_of_ones_own_is_reported(tmp_path, monkeypatch):
     assert '| cifar10 | Another start | 9.00 | 8.25' in (results.path / 'report.md').read_text()
 
 
+def test_a_network_of_ones_own(tmp_path, monkeypatch):
+    """Registered by a module of the current folder, which is not on the path of the console script."""
+    (tmp_path / 'own_networks.py').write_text(
+        'from timm.models import register_model\nfrom timm_rla.models.registry import rla_resnet20_cifar\n\n'
+        '@register_model\ndef own_resnet20_cifar(pretrained=False, **kwargs):\n'
+        '    return rla_resnet20_cifar(pretrained, **kwargs)\n')
+    (tmp_path / 'starts.yaml').write_text(OWN.replace('rla_resnet{depth}', 'own_resnet{depth}').replace(
+        'amp: true', 'device_modules: [own_networks]'))
+    monkeypatch.setattr(sys, 'path', [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    table = load_table('starts.yaml')
+    assert table.cells[1].model == 'own_resnet20_cifar'
+    extra = 4 * 8 * (32 + 8 + 2) + 9 * (8 * 8 + 8 + 8 + 1)  # LSTM and nine heads with M = 8, N = 32, r = 1
+    assert Results(tmp_path / 'out', table, 6, []).parameters[table.cells[1]] == 269_722 + extra
+
+
 @pytest.mark.parametrize('change, words', [
     (('plain:', 'base:'), ['none is named plain']),
     (('title:', 'titel:'), ['titel: no such key', 'title']),
@@ -388,16 +404,39 @@ def test_a_table_of_ones_own_is_reported(tmp_path, monkeypatch):
     (('start:', 'a/b:'), ['a/b']),
     (('Another start', "'{size}'"), ['{size}', 'depth']),
     (('rla_resnet{depth}_cifar', 'rla_resnet{depth}_cifer'), ['rla_resnet20_cifer: no such model', 'did you mean']),
-    (('amp: true', 'amp: false'), ['amp: False']),
-    (('amp: true', 'lernrate: 1'), ['--lernrate']),
+    (('amp: true', 'amp: false'), ['start: options: amp: False']),
+    (('amp: true', 'amp: 1'), ['options: amp: 1 is not of type bool']),
+    (('amp: true', 'dr: 0.2'), ['options: dr: no such option']),
+    (('amp: true', 'help: true'), ['options: help: no such option']),
+    (('amp: true', 'model-kwargs: {hidden_dim: 16}'), ['model-kwargs: no such option']),
+    (('amp: true', '5: 1'), ['options: 5 is not a name']),
+    (('hidden_dim: 8', '5: 8'), ['model_kwargs: 5 is not a name']),
+    (('hidden_dim: 8', 'hiden_dim: 8'), ['hiden_dim', 'hidden_dim']),
+    (('hidden_dim: 8', 'hidden_dim: 0'), ['hidden_dim must be at least 1']),
+    (('rla_resnet{depth}_cifar', 'resnet18.bogus'), ['resnet18.bogus', 'bogus']),
+    (('amp: true', 'device_modules: [no_such_module]'), ['device_modules no_such_module']),
+    (('Another start', "'{depths}'"), ['{depths}', 'only {depth} can']),
+    (('Another start', 'a | b'), ["'a | b'"]),
+    (('Starts, depth {depth}', '{depth[0]}'), ['{depth[0]}']),
+    (('Starts, depth {depth}', '{depth:>999999999}'), ['{depth:>999999999}']),
+    (('Starts, depth {depth}', '{depth'), ["'{depth'"]),
+    (('params: 0.3', 'params: {a: 1}'), ["{'a': 1} is not a number"]),
+    (('params: 0.3', 'params: .nan'), ['nan is not a number']),
+    (('cifar10: 9.0', 'cifar11: 9.0'), ["'cifar11'", 'cifar10, params']),
+    (('cifar10: 9.0', 'cifar10: {map: 9.0}'), ["'map'", 'error']),
+    (('{20: {', "{'20': {"), ["'20'"]),
+    (('[cifar10]', '[coco2014]'), ["'coco2014'", 'imagenet']),
+    (('amp: true', 'lernrate: 1'), ['options: lernrate', 'no such option']),
     (('amp: true', 'seed: 1'), ['options: seed']),
     (('amp: true', 'epochs: 1'), ['options: epochs']),
     (('amp: true', 'lr: 1'), ['--lr 0.2', 'Another start']),
+    (('amp: true', 'epoch_repeats: [1]'), ['epoch_repeats: [1] is not of type float']),
     (('amp: true', 'epoch_repeats: x'), ['--epoch-repeats', "'x'"]),
     (('cifar10: 9.0', 'cifar10: x'), ["'x'"]),
     (('{hidden_dim: 8}', '[8]'), ['model_kwargs: [8]']),
     (('model_kwargs', 'kwargs'), ['start: kwargs: no such key', 'model_kwargs']),
-    (('cells:', 'cells: []\nx:'), ['x']),
+    (('cells:', 'x: 1\ncells:'), ['x: no such key']),
+    (('cells:', 'cells: []\ny:'), ['y: no such key']),
 ], ids=str)
 def test_a_table_of_ones_own_with_faults(tmp_path, capsys, monkeypatch, change, words):
     monkeypatch.chdir(tmp_path)
@@ -412,9 +451,11 @@ def test_a_table_of_ones_own_with_faults(tmp_path, capsys, monkeypatch, change, 
 def test_unknown_tables_and_depths(tmp_path, capsys):
     assert cli.main(['reproduce', 'table7']) == 2
     assert 'TABLE table7: neither a file nor a table; tables are table1, ' in capsys.readouterr().err
-    (tmp_path / 'starts.yaml').write_text(OWN.replace('{depth}_cifar', '20_cifar'))
+    assert cli.main(['reproduce', 'x' * 300]) == 2
+    assert 'too long' in capsys.readouterr().err
+    (tmp_path / 'starts.yaml').write_text(OWN.replace('rla_resnet{depth}_cifar', 'rla_resnet20_cifar'))
     assert cli.main(['reproduce', str(tmp_path / 'starts.yaml'), '--depth', '32']) == 2
-    assert '--depth 32: the networks of this table are of one depth each' in capsys.readouterr().err
+    assert '--depth 32: rla_resnet20_cifar of this table is of one depth' in capsys.readouterr().err
 
 
 def test_repeated_parts_of_a_table_run_once():

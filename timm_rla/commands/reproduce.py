@@ -19,8 +19,8 @@ def reproduce_parser() -> OptionParser:
         prog='timm-rla reproduce',
         description='Train what a table of the paper needs, run by run, and report it beside the paper. Finished runs '
                     'are skipped, interrupted ones go on. Other options are those of timm-rla train, or of timm-rla '
-                    'detect train for a table of detectors, for every run; {seed} and {cell} in them stand for its '
-                    'seed and its network, as --only names it.',
+                    'detect train for a table of detectors, for every run; {seed}, {cell} and {depth} in them stand '
+                    'for its seed, its network, as --only names it, and the depth.',
     )
     add = parser.add_argument
     add('table', metavar='TABLE', help=f'{", ".join(TABLES)}, or a YAML file with a table of your own')

@@ -1,10 +1,13 @@
-"""Libraries that come with an extra, imported where they are needed; a missing one says what installs it."""
+"""Modules that are imported where they are needed: libraries that come with an extra, and a user's own."""
 import importlib
+import os
+import sys
 from types import ModuleType
+from typing import Sequence
 
-from .errors import UserError
+from .errors import UserError, blame
 
-__all__ = ['import_extra']
+__all__ = ['import_extra', 'import_modules']
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
@@ -17,3 +20,20 @@ def import_extra(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise UserError(f"{module.split('.')[0]} is not installed: pip install 'timm_rla[{extra}]'") from e
+
+
+def import_modules(names: Sequence[str], subject: str) -> None:
+    """Import modules that change or register something, installed ones or of the current folder.
+
+    Args:
+        names: Of the modules.
+        subject: What the user gave, for messages.
+
+    Raises:
+        UserError: There is no such module, or it cannot be imported.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing there hides a library
+    for name in names:
+        with blame(f'{subject} {name or repr(name)}', ImportError, ValueError):
+            importlib.import_module(name)

@@ -11,7 +11,7 @@ MIXING = ('mixup', 'cutmix', 'cutmix_minmax')
 SIZES = ('scale', 'ratio')
 
 WITHOUT = (  # options, and those of which they need one
-    (('dataset_trust_remote_code', 'target_key'), ('dataset',)),
+    (('dataset_trust_remote_code',), ('dataset',)),
     (('no_resume_opt',), ('resume',)),
     (('amp_dtype',), ('amp',)),
     (('torchcompile_mode',), ('torchcompile',)),
@@ -46,7 +46,8 @@ UNDER = (  # options, another one, and its values under which they matter
     (('decay_rate',), 'sched', ('step', 'multistep', 'plateau', 'poly')),
     (('patience_epochs',), 'sched', ('plateau',)),
     (('lr_k_decay',), 'sched', ('cosine', 'poly')),
-    (('lr_cycle_mul', 'lr_cycle_decay', 'lr_cycle_limit'), 'sched', ('cosine', 'tanh', 'poly')),
+    (('min_lr',), 'sched', ('cosine', 'tanh', 'plateau', 'poly')),
+    (('lr_cycle_mul', 'lr_cycle_decay', 'lr_cycle_limit', 'cooldown_epochs'), 'sched', ('cosine', 'tanh', 'poly')),
     (('pyramid_channels',), 'neck', ('fpn',)),
 )
 
@@ -61,7 +62,7 @@ def idle_options(options: Dict[str, Any], defaults: Dict[str, Any]) -> List[str]
     found: Dict[str, str] = {}  # the first reason for each
     given = {name for name, value in options.items() if value != defaults.get(name)}
     for names, needed in WITHOUT:
-        if not any(options.get(option) for option in needed):
+        if not any(_is_on(options.get(option), defaults.get(option)) for option in needed):
             for name in given.intersection(names):
                 found.setdefault(name, f'without {" or ".join(map(_written, needed))}')
     for names, other, value in BESIDE:
@@ -73,6 +74,11 @@ def idle_options(options: Dict[str, Any], defaults: Dict[str, Any]) -> List[str]
             for name in given.intersection(names):
                 found.setdefault(name, f'with {_written(other)} {options.get(other)}, only with {", ".join(values)}')
     return [f'{_written(name)} has no effect {found[name]}' for name in options if name in found]
+
+
+def _is_on(value: Any, default: Any) -> bool:
+    """True for an option that does something: of those that are not there by default, any number."""
+    return value is not None if default is None else bool(value)
 
 
 def warn_of_idle_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

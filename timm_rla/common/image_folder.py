@@ -44,7 +44,7 @@ def check_folder(root: Optional[str], split: str, need_split: bool, option: str 
     splits = [name for name in folders if any(name in names for names in SPLITS) and _holds_folders(root, name)]
     if not folders or need_split or splits:
         found = f'holds {shorten(folders)}' if folders else 'holds no folders'
-        others = splits if option == '--train-split' else [name for name in splits if name not in SPLITS[0]]
+        others = [name for name in splits if (name in SPLITS[0]) == (option == '--train-split')]
         hint = f'; {option} {others[0]} takes that one' if others and split not in SPLITS[0] else ''
         raise UserError(f'--data-dir {root}: {found}, where a folder {" or ".join(names)} is expected{hint}')
 

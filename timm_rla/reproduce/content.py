@@ -1,20 +1,28 @@
 """What the YAML file of a table holds, read and checked: a table of this package, or one of a user's own."""
 import re
+import string
 from importlib import resources
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Sequence
 
-from ..common.errors import UserError, closest
+from ..common.errors import UserError, blame, closest
+from ..common.trained import is_number
 from ..common.yaml_files import read_mapping
-from .tasks import DATASETS, TASKS
+from .tasks import DATASETS, TASKS, Task
 
-__all__ = ['TABLES', 'read_table']
+__all__ = ['GIVEN', 'TABLES', 'read_table']
 
 TABLES = ('table1', 'table2', 'table2-imagenet', 'table2-coco', 'table3', 'bccd')
 KEYS = {'title': str, 'task': str, 'depths': list, 'datasets': list, 'cells': dict}
 CELL_KEYS = {'name': str, 'model': str, 'model_kwargs': dict, 'options': dict, 'paper': dict}
 OPTIONAL = {'task', 'model_kwargs', 'options', 'paper'}
-FIELDS = {'depth': 0, 'depths': ''}  # what may stand in braces
+LARGEST_DEPTH = 10_000
+GIVEN = {  # options of a run that cannot be chosen, as --config would be by another file
+    'config': 'the recipe is that of the data set; its options can be given',
+    'seed': '--seeds says which seeds there are',
+    'experiment': 'each run has a folder of its own name',
+    'resume': 'a run goes on by itself',
+}
 
 
 def read_table(name: str) -> Dict[str, Any]:
@@ -27,7 +35,9 @@ def read_table(name: str) -> Dict[str, Any]:
         UserError: Neither, or a file that does not hold a table.
     """
     path, source = Path(name), f'TABLE {name}'
-    if not path.is_file():
+    with blame(source, OSError, ValueError):  # a name that no file can have
+        is_file = path.is_file()
+    if not is_file:
         if name not in TABLES:
             raise UserError(f'{source}: neither a file nor a table; tables are {", ".join(TABLES)}; '
                             f'{closest(name, TABLES)}')
@@ -35,26 +45,36 @@ def read_table(name: str) -> Dict[str, Any]:
     content = read_mapping(path, source)
     _check_keys(content, KEYS, source)
     content.setdefault('task', 'classification')
-    _check_choice(content['task'], TASKS, f'{source}: task')
+    _check_choice(content['task'], tuple(TASKS), f'{source}: task')
+    _check_text(content['title'], f'{source}: title', 'depth', 'depths')
     for depth in content['depths']:
-        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-            raise UserError(f'{source}: depths: {depth!r} is not a number from 1')
+        if not _is_depth(depth):
+            raise UserError(f'{source}: depths: {depth!r} is not a number from 1 to {LARGEST_DEPTH}')
     for dataset in content['datasets']:
-        _check_choice(dataset, DATASETS, f'{source}: datasets')
+        _check_choice(dataset, [key for key, data in DATASETS.items() if content['task'] in data.tasks],
+                      f'{source}: datasets')
     if 'plain' not in content['cells']:
         raise UserError(f'{source}: cells: none is named plain, the network that the others are compared with')
     for key, cell in content['cells'].items():
-        subject = f'{source}: cells: {key}'
-        if not isinstance(key, str) or not re.fullmatch(r'\w+', key):  # part of a folder's name
-            raise UserError(f'{subject}: a name of letters, digits and _ is needed')
-        if not isinstance(cell, dict):
-            raise UserError(f'{subject}: not a mapping of {", ".join(CELL_KEYS)}')
-        _check_keys(cell, CELL_KEYS, subject)
-        _check_text(cell['model'], f'{subject}: model')
-        _check_text(cell['name'], f'{subject}: name')
-        _check_paper(cell.get('paper', {}), subject)
-    _check_text(content['title'], f'{source}: title')
+        _check_cell(key, cell, TASKS[content['task']], content['datasets'], f'{source}: cells: {key}')
     return content
+
+
+def _check_cell(key: Any, cell: Any, task: Task, datasets: Sequence[str], source: str) -> None:
+    if not isinstance(key, str) or not re.fullmatch(r'\w+', key):  # part of a folder's name
+        raise UserError(f'{source}: a name of letters, digits and _ is needed')
+    if not isinstance(cell, dict):
+        raise UserError(f'{source}: not a mapping of {", ".join(CELL_KEYS)}')
+    _check_keys(cell, CELL_KEYS, source)
+    _check_text(cell['model'], f'{source}: model', 'depth')
+    _check_text(cell['name'], f'{source}: name', 'depth')
+    for kind in ('model_kwargs', 'options'):
+        for name in cell.get(kind, {}):
+            if not isinstance(name, str):
+                raise UserError(f'{source}: {kind}: {name!r} is not a name')
+    if 'options' in cell:
+        _check_options(cell['options'], task, f'{source}: options')
+    _check_paper(cell.get('paper', {}), task, datasets, f'{source}: paper')
 
 
 def _check_keys(content: Dict[Any, Any], kinds: Dict[str, type], source: str) -> None:
@@ -68,24 +88,47 @@ def _check_keys(content: Dict[Any, Any], kinds: Dict[str, type], source: str) ->
             raise UserError(f'{source}: {key}: {content[key]!r} is not a {kind.__name__} with something in it')
 
 
-def _check_choice(value: Any, known: Dict[str, Any], subject: str) -> None:
+def _check_choice(value: Any, known: Sequence[str], subject: str) -> None:
     if not isinstance(value, str) or value not in known:
         raise UserError(f'{subject}: {value!r} is not one of {", ".join(known)}')
 
 
-def _check_text(text: str, subject: str) -> None:
-    """Complain of braces that hold something else than `FIELDS`."""
-    try:
-        text.format(**FIELDS)
-    except (AttributeError, LookupError, ValueError) as e:
-        raise UserError(f'{subject}: {text!r}: only {{depth}} can stand in braces') from e
+def _check_text(text: str, subject: str, *fields: str) -> None:
+    """Complain of braces that hold something else than these, and of signs that break a row of a report."""
+    with blame(f'{subject}: {text!r}', ValueError):
+        parts = list(string.Formatter().parse(text))
+    for _, field, form, conversion in parts:
+        if field is not None and (field not in fields or form or conversion):
+            raise UserError(f'{subject}: {text!r}: only {" and ".join(f"{{{name}}}" for name in fields)} can stand in '
+                            'braces')
+    if not text.isprintable() or '|' in text:
+        raise UserError(f'{subject}: {text!r}: | and line breaks cannot be in it')
 
 
-def _check_paper(paper: Dict[Any, Any], subject: str) -> None:
-    """Complain of figures that are no numbers: by depth, then by data set or as 'params', then maybe by metric."""
-    for figures in paper.values():
-        numbers = list(figures.values()) if isinstance(figures, dict) else [figures]
-        numbers = [n for number in numbers for n in (number.values() if isinstance(number, dict) else [number])]
-        for number in numbers:
-            if not isinstance(figures, dict) or not isinstance(number, (int, float)) or isinstance(number, bool):
-                raise UserError(f'{subject}: paper: {number!r} is no number of a data set of a depth')
+def _check_options(options: Dict[str, Any], task: Task, source: str) -> None:
+    """Complain of options that a recipe could not hold either, or that are not a table's to say."""
+    for name, value in options.items():
+        if name in {task.network, f'{task.network}_kwargs', f'{task.unit}s', 'output', 'data', *GIVEN}:
+            raise UserError(f'{source}: {name}: not for a table to say, or with a key of its own')
+        if value is None or value is False:
+            raise UserError(f'{source}: {name}: {value} cannot be written on a command line')
+    task.parser().set_config(options, source)
+
+
+def _is_depth(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_DEPTH
+
+
+def _check_paper(paper: Dict[Any, Any], task: Task, datasets: Sequence[str], source: str) -> None:
+    """Complain of figures that have no place: they stand by depth, then by data set, then maybe by metric."""
+    for depth, figures in paper.items():
+        if not _is_depth(depth) or not isinstance(figures, dict):
+            raise UserError(f'{source}: {depth!r}: not a depth with its figures')
+        for name, figure in figures.items():
+            if name != 'params':
+                _check_choice(name, [*datasets, 'params'], f'{source}: {depth}')
+            numbers = figure if isinstance(figure, dict) and name != 'params' else {task.metrics[0].key: figure}
+            for key, number in numbers.items():
+                _check_choice(key, [metric.key for metric in task.metrics], f'{source}: {depth}: {name}')
+                if not is_number(number):
+                    raise UserError(f'{source}: {depth}: {name}: {number!r} is not a number')

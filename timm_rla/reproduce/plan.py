@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Set
 import timm
 
 from ..common.errors import UserError, closest
+from ..common.extras import import_modules
 from .content import read_table
 from .tasks import TASKS, Task
 
@@ -100,20 +101,22 @@ def _check_depths(depths: Sequence[int], models: Set[str]) -> None:
     """Complain of a depth that one of the networks does not have; '{depth}' stands for it in their names."""
     if not depths:
         return
-    patterns = [re.compile(re.escape(model).replace(re.escape('{depth}'), r'(\d+)'))
-                for model in models if '{depth}' in model]
-    if not patterns:
-        raise UserError(f'--depth {depths[0]}: the networks of this table are of one depth each')
+    for model in models:
+        if '{depth}' not in model:
+            raise UserError(f'--depth {depths[0]}: {model} of this table is of one depth')
     names = timm.list_models()
+    patterns = [re.compile(re.escape(model).replace(re.escape('{depth}'), r'(\d+)')) for model in models]
     known = set.intersection(
         *({int(found[1]) for found in map(pattern.fullmatch, names) if found} for pattern in patterns))
     for depth in depths:
         if depth not in known:
             raise UserError(f'--depth {depth}: there are no such networks; these are of depth '
-                            f'{", ".join(map(str, sorted(known)))}')
+                            f'{", ".join(map(str, sorted(known))) or "none in common"}')
 
 
 def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str, task: Task, source: str) -> Cell:
+    modules = entry.get('options', {}).get('device_modules', [])  # they may register the network
+    import_modules(modules, f'{source}: cells: {key}: options: device_modules')
     model = entry['model'].format(depth=depth)
     if not timm.is_model(model):
         raise UserError(f'{source}: cells: {key}: model: {model}: no such model; {closest(model, timm.list_models())}')

@@ -9,11 +9,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..common.extras import import_extra
 from ..common.files import writing_text
-from ..common.options import parse
 from ..common.summary import SUMMARY, read_summary
 from .plan import Cell, Run
-from .runs import Results, recipe_length, train_options
-from .tasks import DATASETS, Metric
+from .runs import Results, recipe_length
+from .tasks import Metric
 
 __all__ = ['Row', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_csv', 'write_markdown']
 
@@ -77,12 +76,6 @@ def _last_rows(results: Results, cell: Cell, seeds: Sequence[int]) -> Dict[int, 
     return found
 
 
-def _params(results: Results, cell: Cell) -> float:
-    task = results.table.task
-    args = parse(task.parser(), train_options(task, Run(cell, 0), results.length, results.options))
-    return task.parameters(args, DATASETS[cell.dataset].num_classes) / 1e6
-
-
 def report_rows(results: Results, seeds: Sequence[int]) -> List[Row]:
     """A row for each metric and cell, in the order of the table.
 
@@ -92,7 +85,6 @@ def report_rows(results: Results, seeds: Sequence[int]) -> List[Row]:
     """
     table = results.table
     last = {cell: _last_rows(results, cell, seeds) for cell in table.cells}
-    params = {cell: _params(results, cell) for cell in table.cells}
     rows = []
     for metric in table.task.metrics:
         values = {cell: {seed: metric.value(row) for seed, row in last[cell].items()} for cell in table.cells}
@@ -103,7 +95,7 @@ def report_rows(results: Results, seeds: Sequence[int]) -> List[Row]:
             rows.append(Row(
                 cell,
                 metric,
-                params[cell],
+                results.parameters[cell] / 1e6,
                 values[cell],
                 len(seeds),
                 statistics.mean(differences) if differences else None,

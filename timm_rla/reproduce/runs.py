@@ -17,7 +17,8 @@ from ..common.recipes import find_recipe
 from ..common.stopping import Stopped, StopRequest
 from ..common.summary import SUMMARY, read_summary
 from ..common.yaml_files import read_mapping
-from .plan import Run, Table
+from .content import GIVEN
+from .plan import Cell, Run, Table
 from .tasks import DATASETS, Task
 
 __all__ = ['Results', 'recipe_length', 'run_all', 'shell_commands', 'train_options']
@@ -26,12 +27,6 @@ SETTINGS = 'table.yaml'  # of a results folder: what its runs have in common
 POLL = 1.  # seconds
 ARGS = 'args.yaml'  # of a run: its options
 ELSEWHERE = {'output', 'experiment', 'resume', 'device', 'workers'}  # options that may be others on another machine
-GIVEN = {  # options of a run that cannot be chosen, as --config would be by another file
-    'config': 'the recipe is that of the data set; its options can be given',
-    'seed': '--seeds says which seeds there are',
-    'experiment': 'each run has a folder of its own name',
-    'resume': 'a run goes on by itself',
-}
 
 
 class Results:
@@ -59,7 +54,13 @@ class Results:
             cell: task.length(parse(task.parser(), train_options(task, Run(cell, 0), length, options)))
             for cell in table.cells
         }
+        self.parameters = {cell: self._parameters(cell) for cell in table.cells}  # complains now, not after the runs
         self.recorded = self._check_folder()
+
+    def _parameters(self, cell: Cell) -> int:
+        task = self.table.task
+        args = parse(task.parser(), train_options(task, Run(cell, 0), self.length, self.options))
+        return task.parameters(args, DATASETS[cell.dataset].num_classes)
 
     def _check_folder(self) -> bool:
         """Complain of a folder with something else in it; True if it says that it is for these runs.
@@ -156,8 +157,8 @@ def train_options(task: Task, run: Run, length: Optional[int], options: Sequence
         task: What the table's runs are.
         run: The run.
         length: Its epochs or iterations, those of the recipe if None.
-        options: Further options, above those of the recipe; '{seed}' and '{cell}' in them stand for the
-            run's seed and the key of its network, such as 'plain'.
+        options: Further options, above those of the recipe; '{seed}', '{cell}' and '{depth}' in them stand for the
+            run's seed, the key of its network, such as 'plain', and its depth.
 
     Raises:
         UserError: Options that the command does not have, or that say otherwise than the table.
@@ -172,24 +173,22 @@ def train_options(task: Task, run: Run, length: Optional[int], options: Sequence
         given += [f'--{task.unit}s', str(length)]
         for name, value in task.scaled_schedule(args, length).items():
             given += [f'--{name.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
-    given += options + _words(task, run)
+    given += options + _words(run)
     if kwargs:  # behind the options, whose own would take the place of the others
         given += [f'--{task.network}-kwargs', *(f'{key}={value}' for key, value in kwargs.items())]
     return given
 
 
 def _filled(text: str, run: Run) -> str:
-    return text.replace('{seed}', str(run.seed)).replace('{cell}', run.cell.key)
+    for field, value in (('{seed}', run.seed), ('{cell}', run.cell.key), ('{depth}', run.cell.depth)):
+        text = text.replace(field, str(value))
+    return text
 
 
-def _words(task: Task, run: Run) -> List[str]:
+def _words(run: Run) -> List[str]:
     """Options of a cell, by names as in recipes, as they are written on a command line."""
     words: List[str] = []
     for name, value in run.cell.options.items():
-        if name in {task.network, f'{task.network}_kwargs', f'{task.unit}s', 'output', *GIVEN}:
-            raise UserError(f'{run.cell.name}: options: {name}: not for a table to say, or with a key of its own')
-        if value is None or value is False:
-            raise UserError(f'{run.cell.name}: options: {name}: {value} cannot be written on a command line')
         entries = value if isinstance(value, list) else [] if value is True else [value]
         if isinstance(value, dict):
             entries = [f'{key}={entry}' for key, entry in value.items()]

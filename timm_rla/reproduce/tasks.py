@@ -3,10 +3,11 @@ import argparse
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Tuple
 
-import timm
 import torch
 
+from ..common.errors import blame
 from ..common.extras import import_extra
+from ..common.networks import build_model
 from ..common.options import OptionParser
 from ..detection import fasterrcnn, options
 from ..train.options import train_parser
@@ -81,7 +82,7 @@ def _classifier_steps(args: argparse.Namespace, ratio: float) -> Dict[str, Any]:
 
 def _classifier_parameters(args: argparse.Namespace, num_classes: int) -> int:
     with torch.device('meta'):
-        model = timm.create_model(args.model, num_classes=num_classes, **args.model_kwargs)
+        model = build_model(args.model, args.model_kwargs, num_classes=num_classes)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -102,7 +103,7 @@ def _detector_steps(args: argparse.Namespace, ratio: float) -> Dict[str, Any]:
 
 
 def _detector_parameters(args: argparse.Namespace, num_classes: int) -> int:
-    with torch.device('meta'):
+    with torch.device('meta'), blame(f'--backbone {args.backbone}', LookupError, RuntimeError, TypeError, ValueError):
         model = fasterrcnn(num_classes=num_classes + 1, **options.detector_arguments(args))
     return sum(p.numel() for p in model.parameters())
 
@@ -140,13 +141,14 @@ class Data:
     """A data set that tables name."""
     recipe: str
     num_classes: int
+    tasks: Tuple[str, ...] = ('classification',)  # keys of `TASKS`
 
 
 DATASETS = {
     'cifar10': Data('cifar10', 10),
     'cifar100': Data('cifar100', 100),
     'imagenet': Data('imagenet_paper', 1000),
-    'coco2014': Data('coco_frcnn_c4_paper', 80),
-    'coco2017': Data('coco_frcnn_fpn_1x', 80),
-    'bccd': Data('bccd_frcnn_fpn_cpu', 3),
+    'coco2014': Data('coco_frcnn_c4_paper', 80, ('detection',)),
+    'coco2017': Data('coco_frcnn_fpn_1x', 80, ('detection',)),
+    'bccd': Data('bccd_frcnn_fpn_cpu', 3, ('detection',)),
 }

@@ -1,6 +1,5 @@
 """A training run from its options to its last checkpoint."""
 import argparse
-import importlib
 import logging
 import math
 from datetime import datetime
@@ -18,6 +17,7 @@ from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.datasets import describe_dataset
 from ..common.device import Placement
 from ..common.errors import UserError, blame
+from ..common.extras import import_modules
 from ..common.files import file_digest, folder_of_run
 from ..common.idle import warn_of_idle_options
 from ..common.networks import SAVED, compile_model, saved_arguments
@@ -46,7 +46,7 @@ __all__ = ['train']
 _logger = logging.getLogger(__name__)
 
 OF_OPTIONS = ('num_classes', 'in_chans', 'global_pool')  # arguments of networks with an option of their own
-# Options that say how an epoch is cut into batches
+# Options that say how an epoch is cut into batches; beside them the seed of those that shuffle by it alone
 CUT = ('batch_size', 'grad_accum_steps', 'in_memory', 'aug_repeats', 'epoch_repeats', 'train_num_samples')
 
 
@@ -68,9 +68,7 @@ def train(options: argparse.Namespace) -> Path:
 
 def _train(options: argparse.Namespace, stop: StopRequest) -> Path:
     args = argparse.Namespace(**vars(options))  # what is resolved below goes into the checkpoints
-    for module in args.device_modules or []:
-        with blame(f'--device-modules {module or repr(module)}', ImportError, ValueError):
-            importlib.import_module(module)
+    import_modules(args.device_modules or [], '--device-modules')
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     place = placement(args)
     if place.primary:
@@ -99,7 +97,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> Path:
     vars(args).update(_saved_options(args.model, args.model_kwargs, model, data_config))
     folder = RunFolder(
         _run_dir(args.output, args.experiment, args.resume, args.model, data_config, place), place.rank,
-        place.world_size, {name: getattr(args, name) for name in CUT})
+        place.world_size, {name: getattr(args, name) for name in (*CUT, *['seed'] * args.in_memory)})
     with folder.locked():
         _train_in(folder, args, options, model, splits, data_config, place, stop)
     return folder.path
@@ -256,8 +254,8 @@ def _prepare(
         state = folder.resume_state(checkpoint, content, start_epoch)
         seed = training_options(content, source).get('seed')
         if state and seed not in (None, args.seed) and place.primary:
-            _logger.warning(f'--seed {args.seed}: {source} was trained with seed {seed}, whose random numbers go on'
-                            + ', but for the order of the images' * args.in_memory)
+            _logger.warning(f'--seed {args.seed}: {source} was trained with seed {seed}, whose random numbers go on '
+                            'where they are kept; this run is that of neither seed')
     model_ema = None
     if args.model_ema:
         model_ema = utils.ModelEmaV3(

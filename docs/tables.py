@@ -32,6 +32,7 @@ SECTIONS: Dict[str, Section] = {
     'forms': Section('docs/design.md', lambda: speed.forms(RESULTS)),
     'answer': Section('docs/evidence.md', lambda: evidence.answer(CIFAR)),
     'report': Section('docs/evidence.md', lambda: evidence.report(CIFAR)),
+    'smaller questions': Section('docs/evidence.md', lambda: evidence.smaller_questions(RESULTS)),
     'loading': Section('docs/evidence.md', lambda: speed.loading(RESULTS)),
     'detector answer': Section('docs/detection.md', lambda: evidence.detector_answer(DETECTORS)),
     'detector report': Section('docs/detection.md', lambda: evidence.report(DETECTORS)),

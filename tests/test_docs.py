@@ -11,6 +11,7 @@ import pytest
 from timm_rla.common.options import parse
 from timm_rla.detection.options import train_parser as detect_train_parser
 from timm_rla.reproduce.plan import load_table
+from timm_rla.reproduce.runs import Results
 from timm_rla.train.options import train_parser
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,8 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize('name, arguments', commands(), ids=lambda part: part if isinstance(part, str) else '')
-def test_options_of_commands_exist(name, arguments):
+def test_options_of_commands_exist(name, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     module = importlib.import_module(f'timm_rla.commands.{name}')
     if name == 'train':
         parse(train_parser(), arguments)
@@ -67,7 +69,9 @@ def test_options_of_commands_exist(name, arguments):
         parse(train_parser(), module.quickstart_parser().parse_known_args(arguments)[1])
     elif name == 'reproduce':
         args, options = module.reproduce_parser().parse_known_args(arguments)
-        parse(load_table(args.table).task.parser(), options)
+        table = load_table(args.table, args.depth, args.datasets, args.only)
+        length = getattr(args, f'{table.task.unit}s')
+        Results(tmp_path, table, length, options)  # complains of what the runs would
     elif name == 'detect':
         action, *options = arguments
         if action == 'train':

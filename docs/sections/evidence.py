@@ -6,6 +6,12 @@ from .markdown import NOT_MEASURED, read_rows, table
 
 QUESTIONS = {'rla': 'RLA-20', 'se': 'SE-20', 'rla_vector': 'RLA-vector-20', 'ia_rla': 'IA+RLA-20'}
 DETECTORS = {'rla': 'RLA-18', 'se': 'SE-18'}
+SMALLER = {  # folders of the smaller questions
+    'cifar10-warm-start': 'warm start, 10 epochs',
+    'cifar10-two-loaders': 'the ordinary loader',
+    'cifar10-after-freeze': 'one epoch after the freeze',
+    'cifar10-other-starts': 'one change at a time, 10 epochs',
+}
 
 
 def accuracy(folder: Path) -> List[str]:
@@ -13,6 +19,16 @@ def accuracy(folder: Path) -> List[str]:
     return table(['network', 'top-1 error, %', 'seeds', 'minus plain, paired by seed', 'paper'], (
         [f'`{row["model"]}`', *_figures(row), row['paper'] or '-']
         for row in _cells(folder, 'error').values() if row['mean']))
+
+
+def smaller_questions(results: Path) -> List[str]:
+    """The same of the runs that smaller questions have, by the keys of their cells."""
+    rows = []
+    for name, question in SMALLER.items():
+        cells = _cells(results / name, 'error') if (results / name / 'report.csv').is_file() else {}
+        measured = [[question, f'`{key}`', *_figures(row)] for key, row in cells.items() if row['mean']]
+        rows += measured or [[question, '', NOT_MEASURED, '', '']]
+    return table(['question', 'network', 'top-1 error, %', 'seeds', 'minus plain, paired by seed'], rows)
 
 
 def detector_accuracy(folder: Path) -> List[str]:

@@ -3,8 +3,8 @@
     python examples/other_starts.py 0 1 2
     timm-rla reproduce examples/other_starts.yaml --seeds 0 1 2 --epochs 10 --data-dir data --in-memory
 
-The first line writes the weights that runs with these seeds start from. It is run in the folder that holds examples/,
-where runs import this file, too (`--device-modules`).
+The first line writes the weights that runs with these seeds start from. Both are run in the folder that holds
+examples/, where runs import this file for its network (`--device-modules`).
 """
 import sys
 from pathlib import Path
@@ -12,14 +12,23 @@ from pathlib import Path
 import timm
 import torch
 from packaging.version import Version
+from timm.models import register_model
 from timm.utils import random_seed
 
-from timm_rla.models.network import RecurrentLayerAttention
 
+@register_model
+def no_decay_resnet20(pretrained=False, **kwargs):
+    """RLA-20 with an LSTM that timm's optimizers spare from weight decay.
 
-def no_weight_decay(model):
-    """Parameters that timm's optimizers spare from weight decay."""
-    return {name for name, _ in model.named_parameters() if name.startswith('lstm.')}
+    Raises:
+        RuntimeError: timm is older than 1.0.27, which asks a network for such parameters only in other recipes.
+    """
+    if Version(timm.__version__) < Version('1.0.27'):
+        raise RuntimeError(f'needs timm 1.0.27 or newer, not {timm.__version__}')
+    model = timm.create_model('rla_resnet20_cifar', pretrained=pretrained, **kwargs)
+    names = {name for name, _ in model.named_parameters() if name.startswith('lstm.')}
+    model.no_weight_decay = lambda: names
+    return model
 
 
 def full_branch(model):
@@ -35,10 +44,6 @@ def forget_bias(model):
     for bias, value in ((model.lstm.bias_ih, 1.), (model.lstm.bias_hh, 0.)):
         bias[hidden:2 * hidden] = value
 
-
-if Version(timm.__version__) < Version('1.0.27'):  # they ask only where biases are spared, too
-    raise ImportError(f'needs timm 1.0.27 or newer, not {timm.__version__}')
-RecurrentLayerAttention.no_weight_decay = no_weight_decay
 
 if __name__ == '__main__':
     folder = Path('output/starts')

@@ -35,7 +35,9 @@ def fetch_tests(folder: Path) -> Path:
         )
         with tempfile.TemporaryDirectory(dir=folder) as temporary:  # moved when it is whole
             with tarfile.open(folder / f'{source.name}.tar.gz') as archive:
-                archive.extractall(temporary, filter='data')
+                if hasattr(tarfile, 'data_filter'):  # not in Python 3.11.3 and older
+                    archive.extraction_filter = tarfile.data_filter
+                archive.extractall(temporary)
             Path(temporary, source.name).rename(source)
     return source
 

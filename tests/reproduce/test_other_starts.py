@@ -36,7 +36,7 @@ def start(args):
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    subprocess.run([sys.executable, ROOT / 'examples' / 'other_starts.py', '3'], check=True, env=None)
+    subprocess.run([sys.executable, ROOT / 'examples' / 'other_starts.py', '3'], check=True)
 
 
 @OLD
@@ -59,11 +59,11 @@ def test_starts(written, options):
 @OLD
 def test_no_decay(options):
     model = start(options['no_decay'])  # the table has registered it
-    assert all(torch.equal(value, start(options['rla']).state_dict()[name])
-               for name, value in model.state_dict().items())
+    same = start(options['rla'])
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in model.state_dict().items())
     names = {parameter: name for name, parameter in model.named_parameters()}
     optimizer = create_optimizer(model, options['no_decay'])
     decay = {names[p]: group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     assert decay == {name: 0. if name.startswith('lstm.') else 1e-4 for name in names.values()}
-    usual = create_optimizer(start(options['rla']), options['rla'])
+    usual = create_optimizer(same, options['rla'])
     assert [group['weight_decay'] for group in usual.param_groups] == [1e-4]

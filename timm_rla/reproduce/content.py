@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Sequence
 
 from ..common.errors import UserError, blame, closest
-from ..common.trained import is_number
+from ..common.trained import is_count, is_number
 from ..common.yaml_files import read_mapping
 from .tasks import DATASETS, TASKS, Task
 
@@ -51,7 +51,7 @@ def read_table(name: str) -> Dict[str, Any]:
         if not _is_depth(depth):
             raise UserError(f'{source}: depths: {depth!r} is not a number from 1 to {LARGEST_DEPTH}')
     for dataset in content['datasets']:
-        _check_choice(dataset, [key for key, data in DATASETS.items() if content['task'] in data.tasks],
+        _check_choice(dataset, [key for key, data in DATASETS.items() if content['task'] == data.task],
                       f'{source}: datasets')
     if 'plain' not in content['cells']:
         raise UserError(f'{source}: cells: none is named plain, the network that the others are compared with')
@@ -116,7 +116,7 @@ def _check_options(options: Dict[str, Any], task: Task, source: str) -> None:
 
 
 def _is_depth(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_DEPTH
+    return is_count(value) and value <= LARGEST_DEPTH
 
 
 def _check_paper(paper: Dict[Any, Any], task: Task, datasets: Sequence[str], source: str) -> None:

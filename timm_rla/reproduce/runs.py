@@ -18,7 +18,7 @@ from ..common.stopping import Stopped, StopRequest
 from ..common.summary import SUMMARY, read_summary
 from ..common.yaml_files import read_mapping
 from .content import GIVEN
-from .plan import Cell, Run, Table
+from .plan import Run, Table
 from .tasks import DATASETS, Task
 
 __all__ = ['Results', 'recipe_length', 'run_all', 'shell_commands', 'train_options']
@@ -50,17 +50,12 @@ class Results:
         self.length = length
         self.settings = {'table': table.name, f'{table.task.unit}s': length, 'options': self.options}
         task = table.task
-        self.ends = {  # epochs or iterations of the runs of each cell, as their options come to
-            cell: task.length(parse(task.parser(), train_options(task, Run(cell, 0), length, options)))
-            for cell in table.cells
-        }
-        self.parameters = {cell: self._parameters(cell) for cell in table.cells}  # complains now, not after the runs
+        self.ends, self.parameters = {}, {}  # of each cell: epochs or iterations of its runs, size of its network
+        for cell in table.cells:  # complains now, not after the runs
+            args = parse(task.parser(), train_options(task, Run(cell, 0), length, options))
+            self.ends[cell] = task.length(args)
+            self.parameters[cell] = task.parameters(args, DATASETS[cell.dataset].num_classes)
         self.recorded = self._check_folder()
-
-    def _parameters(self, cell: Cell) -> int:
-        task = self.table.task
-        args = parse(task.parser(), train_options(task, Run(cell, 0), self.length, self.options))
-        return task.parameters(args, DATASETS[cell.dataset].num_classes)
 
     def _check_folder(self) -> bool:
         """Complain of a folder with something else in it; True if it says that it is for these runs.

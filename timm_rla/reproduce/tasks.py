@@ -141,14 +141,14 @@ class Data:
     """A data set that tables name."""
     recipe: str
     num_classes: int
-    tasks: Tuple[str, ...] = ('classification',)  # keys of `TASKS`
+    task: str = 'classification'  # a key of `TASKS`
 
 
 DATASETS = {
     'cifar10': Data('cifar10', 10),
     'cifar100': Data('cifar100', 100),
     'imagenet': Data('imagenet_paper', 1000),
-    'coco2014': Data('coco_frcnn_c4_paper', 80, ('detection',)),
-    'coco2017': Data('coco_frcnn_fpn_1x', 80, ('detection',)),
-    'bccd': Data('bccd_frcnn_fpn_cpu', 3, ('detection',)),
+    'coco2014': Data('coco_frcnn_c4_paper', 80, 'detection'),
+    'coco2017': Data('coco_frcnn_fpn_1x', 80, 'detection'),
+    'bccd': Data('bccd_frcnn_fpn_cpu', 3, 'detection'),
 }

@@ -50,11 +50,11 @@ class Results:
         self.length = length
         self.settings = {'table': table.name, f'{table.task.unit}s': length, 'options': self.options}
         task = table.task
-        self.ends, self.parameters = {}, {}  # of each cell: epochs or iterations of its runs, size of its network
-        for cell in table.cells:  # complains now, not after the runs
-            args = parse(task.parser(), train_options(task, Run(cell, 0), length, options))
-            self.ends[cell] = task.length(args)
-            self.parameters[cell] = task.parameters(args, DATASETS[cell.dataset].num_classes)
+        args = {cell: parse(task.parser(), train_options(task, Run(cell, 0), length, options)) for cell in table.cells}
+        self.ends = {cell: task.length(args[cell]) for cell in table.cells}  # epochs or iterations of the runs
+        self.parameters = {  # complains of a network that cannot be built now, not after the runs
+            cell: task.parameters(args[cell], DATASETS[cell.dataset].num_classes) for cell in table.cells
+        }
         self.recorded = self._check_folder()
 
     def _check_folder(self) -> bool:

@@ -8,9 +8,8 @@ QUESTIONS = {'rla': 'RLA-20', 'se': 'SE-20', 'rla_vector': 'RLA-vector-20', 'ia_
 DETECTORS = {'rla': 'RLA-18', 'se': 'SE-18'}
 SMALLER = {  # folders of the smaller questions
     'cifar10-warm-start': 'warm start, 10 epochs',
-    'cifar10-two-loaders': 'the ordinary loader',
     'cifar10-after-freeze': 'one epoch after the freeze',
-    'cifar10-other-starts': 'one change at a time, 10 epochs',
+    'cifar10-one-change': 'one change at a time, 10 epochs',
 }
 
 

@@ -1,7 +1,7 @@
-"""What the table examples/other_starts.yaml needs: other initial weights, and an LSTM without weight decay.
+"""What the table examples/one_change.yaml needs: other initial weights, and an LSTM without weight decay.
 
-    python examples/other_starts.py 0 1 2
-    timm-rla reproduce examples/other_starts.yaml --seeds 0 1 2 --epochs 10 --data-dir data --in-memory
+    python examples/one_change.py 0 1 2
+    timm-rla reproduce examples/one_change.yaml --seeds 0 1 2 --epochs 10 --data-dir data
 
 The first line writes the weights that runs with these seeds start from. Both are run in the folder that holds
 examples/, where runs import this file for its network (`--device-modules`).

@@ -1,4 +1,4 @@
-"""examples/other_starts: each change is one change, to runs that are the same otherwise."""
+"""examples/one_change: each change is one change, to runs that are the same otherwise."""
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ OLD = pytest.mark.skipif(Version(timm.__version__) < Version('1.0.27'), reason='
 @pytest.fixture(scope='module')
 def options():
     """Options of the runs with seed 3, by cell; pytest runs in the folder that holds examples/."""
-    table = load_table(str(ROOT / 'examples' / 'other_starts.yaml'))
+    table = load_table(str(ROOT / 'examples' / 'one_change.yaml'))
     return {run.cell.key: parse(table.task.parser(), train_options(table.task, run, 10, ['--num-classes', '10']))
             for run in plan_runs(table, [3])}
 
@@ -36,7 +36,7 @@ def start(args):
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    subprocess.run([sys.executable, ROOT / 'examples' / 'other_starts.py', '3'], check=True)
+    subprocess.run([sys.executable, ROOT / 'examples' / 'one_change.py', '3'], check=True)
 
 
 @OLD
@@ -67,3 +67,9 @@ def test_no_decay(options):
     assert decay == {name: 0. if name.startswith('lstm.') else 1e-4 for name in names.values()}
     usual = create_optimizer(same, options['rla'])
     assert [group['weight_decay'] for group in usual.param_groups] == [1e-4]
+
+
+def test_loader(options):
+    plain, loader = vars(options['plain']), vars(options['loader'])
+    assert {name for name in plain if plain[name] != loader[name]} == {'in_memory'}
+    assert all(args.in_memory for key, args in options.items() if key != 'loader')

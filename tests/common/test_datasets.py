@@ -111,7 +111,7 @@ def test_splits_are_never_classes(photos):
     with pytest.raises(UserError, match='holds test, train, where .* valid .* is expected; --split test takes that'):
         open_photos(photos)
     with pytest.raises(UserError, match='; --val-split test takes that one'):
-        open_photos(photos, need_split=True, split_option='--val-split')
+        open_photos(photos, split_option='--val-split')
     assert len(open_photos(photos, 'test')) == 24
     assert len(open_photos(photos / 'test')) == 24  # the folder of a split itself
     (photos / 'test' / 'cat').rename(photos / 'test' / 'train')  # trains may be what it is about

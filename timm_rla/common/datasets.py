@@ -132,7 +132,6 @@ def open_dataset(
         num_classes: Optional[int] = None,
         num_samples: Optional[int] = None,
         batch_size: int = 1,
-        need_split: bool = False,
         split_option: str = '--split',
         counted_by: str = '--num-classes',
         names: Optional[Sequence[str]] = None,
@@ -147,8 +146,8 @@ def open_dataset(
         num_classes: Classes of the model, not checked if None.
         num_samples: Samples in an iterable split.
         batch_size: Images in a batch, which iterable datasets take into account.
-        need_split: An image folder must hold its splits; else the folder of a split itself will do.
-        split_option: What names the split, for the message.
+        split_option: What names the split. With that of training, --train-split or --val-split, an image folder must hold
+            its splits; else the folder of a split itself will do.
         counted_by: What says `num_classes`, for the message.
         names: Names of the model's classes by index, if they are known. Classes of the dataset get the index of their
             name, so that a folder without one of them does not shift the others.
@@ -160,7 +159,7 @@ def open_dataset(
     if source.dataset:
         _check_name(source.dataset)
     else:
-        check_folder(source.data_dir, split, need_split, split_option)
+        check_folder(source.data_dir, split, split_option)
     create = _creation(source, split, in_chans, num_samples, batch_size, **kwargs)
     dataset = create(source.class_map)
     if names and not source.class_map:

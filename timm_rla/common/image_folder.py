@@ -19,14 +19,13 @@ SPLITS = (  # names of one split, the first two rows as in timm
 SHOWN = 5  # names in a line
 
 
-def check_folder(root: Optional[str], split: str, need_split: bool, option: str = '--split') -> None:
+def check_folder(root: Optional[str], split: str, option: str) -> None:
     """Complain of a folder where timm would not find the split, or would take all splits for classes of one.
 
     Args:
         root: The folder, or a file, which timm's readers of archives take.
         split: Name of the split.
-        need_split: `root` must hold its splits; else it may be a split itself.
-        option: What names the split, for the message.
+        option: What names the split. With --split `root` may be a split itself; training needs one that holds both.
 
     Raises:
         UserError: It is missing, empty or not laid out like this.
@@ -42,7 +41,7 @@ def check_folder(root: Optional[str], split: str, need_split: bool, option: str 
     if split in folders or set(names) & set(folders):
         return
     splits = [name for name in folders if any(name in names for names in SPLITS) and _holds_folders(root, name)]
-    if not folders or need_split or splits:
+    if not folders or splits or option != '--split':
         found = f'holds {shorten(folders)}' if folders else 'holds no folders'
         others = [name for name in splits if (name in SPLITS[0]) == (option == '--train-split')]
         hint = f'; {option} {others[0]} takes that one' if others and split not in SPLITS[0] else ''

@@ -113,7 +113,7 @@ def open_splits(spec: SplitSpec, in_chans: int, num_classes: Optional[int] = Non
     Raises:
         UserError: Missing or empty folder, more classes than asked for, or classes of the splits that differ.
     """
-    common = dict(in_chans=in_chans, num_classes=num_classes, batch_size=spec.batch_size, need_split=True)
+    common = dict(in_chans=in_chans, num_classes=num_classes, batch_size=spec.batch_size)
     train = open_dataset(
         spec.source, spec.train_split, num_samples=spec.train_num_samples, split_option='--train-split',
         is_training=True, seed=spec.seed, repeats=spec.repeats, **common)

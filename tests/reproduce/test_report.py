@@ -1,0 +1,149 @@
+"""The report of a table: figures, intervals, pictures, studies of attention, and what is damaged."""
+import csv
+import json
+import math
+import statistics
+
+import pytest
+from helpers import SUMMARY_HEADER, small_table, write_run
+
+from timm_rla.common.errors import UserError
+from timm_rla.reproduce.plan import Run, load_table
+from timm_rla.reproduce.plots import plot_curves, plot_differences
+from timm_rla.reproduce.report import paired_interval, report_rows, title, write_csv, write_markdown
+from timm_rla.reproduce.runs import Results
+from timm_rla.reproduce.studies import markdown_lines, read_studies
+
+
+def test_interval_against_the_formula():
+    differences = [-0.4, 0.1, -0.3, -0.2]
+    lower, upper = paired_interval(differences)
+    half = 3.182446 * statistics.stdev(differences) / math.sqrt(4)  # t of 3 degrees of freedom, from a table
+    assert (lower + upper) / 2 == pytest.approx(-0.2) and (upper - lower) / 2 == pytest.approx(half, rel=1e-5)
+    assert paired_interval([1.]) is None
+
+
+def test_report(tmp_path):
+    table = small_table(only=['rla', 'se'])
+    results = Results(tmp_path / 'out', table, 2, [])
+    plain, rla, _ = sorted(table.cells, key=lambda cell: ['plain', 'rla', 'se'].index(cell.key))
+    for seed, (first, second) in enumerate(zip((90., 91., 92.), (91., 91.5, 93.))):
+        write_run(results, Run(plain, seed), first)
+        write_run(results, Run(rla, seed), second)
+    write_run(results, Run(rla, 3), 50., epochs=1)  # not finished
+    rows = {row.cell.key: row for row in report_rows(results, [0, 1, 2, 3])}
+    assert rows['rla'].mean == pytest.approx(100 - statistics.mean((91., 91.5, 93.)))
+    assert rows['rla'].std == pytest.approx(statistics.stdev((91., 91.5, 93.)))
+    assert rows['rla'].difference == pytest.approx(-(1 + 0.5 + 1) / 3) and rows['rla'].pairs == 3
+    assert rows['se'].mean is None and rows['plain'].difference is None
+
+    text = write_markdown(tmp_path / 'report.md', 'A title', list(rows.values()), 'epoch').read_text()
+    assert '| RLA-20 |' in text and '8.17 ± 1.04' in text and 'missing' in text and '3 of 4' in text
+    with open(write_csv(tmp_path / 'report.csv', list(rows.values()))) as f:
+        lines = list(csv.DictReader(f))
+    assert [float(line['value']) for line in lines if line['cell'] == 'rla'] == [9., 8.5, 7.]
+
+
+@pytest.mark.parametrize('rows, values, said', [
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,nan,1.0,90.0,99.0,0.1'], {0: 10.}, ''),  # its loss was nan: that is its result
+    (['0,1.0,1.0,-500.0,99.0,0.1', '1,1.0,1.0,90.0,99.0,0.1'], {0: 10.}, 'not in the curves'),
+    (['0,1.0,,,,0.1', '1,1.0,1.0,90.0,99.0,0.1'], {0: 10.}, 'not in the curves'),
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,1.0,1.0,nan,99.0,0.1'], {}, 'the run is left out'),
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,1.0,1.0,-500.0,99.0,0.1'], {}, 'the run is left out'),
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,1.0,1.0,,99.0,0.1'], {}, 'the run is left out'),
+    (['0,1.0,1.0,80.0,99.0,0.1', '1,,1.0,90.0,99.0,0.1'], {}, 'the run is left out'),
+])
+def test_damaged_rows_are_named_and_left_out(tmp_path, caplog, rows, values, said):
+    results = Results(tmp_path / 'out', small_table(only=['plain']), 2, [])
+    plain, = results.table.cells
+    write_run(results, Run(plain, 1), 91.)
+    write_run(results, Run(plain, 0), 91.)
+    file = results.path / Run(plain, 0).name / 'summary.csv'
+    file.write_text(SUMMARY_HEADER + '\n'.join(rows) + '\n')
+    found = report_rows(results, [0, 1])
+    assert found[0].values == pytest.approx({1: 9., **values})
+    assert (said in caplog.text and str(file) in caplog.text) if said else not caplog.text
+    assert plot_curves(results, found, '', tmp_path / 'a.png').stat().st_size > 0
+
+
+def test_report_of_detectors(tmp_path):
+    """Two metrics, each with its own table; larger is better, and a run is finished with its last iteration."""
+    results = Results(tmp_path / 'out', load_table('bccd', only=['rla']), 40, [])
+    plain, rla = results.table.cells
+    for cell, seed, last, value in [(plain, 0, 40, .5), (plain, 1, 40, .6), (rla, 0, 40, .53), (rla, 1, 40, .61),
+                                    (rla, 2, 39, .9)]:
+        folder = results.path / Run(cell, seed).name
+        folder.mkdir(parents=True)
+        (folder / 'summary.csv').write_text(
+            f'epoch,train_loss,eval_map,eval_map_50,lr\n20,1.0,.99,.99,.1\n{last},1.0,{value},{value + .2},.1\n')
+    rows = report_rows(results, [0, 1, 2])
+    assert [(row.metric.key, row.cell.key) for row in rows] == [
+        ('map', 'plain'), ('map', 'rla'), ('map_50', 'plain'), ('map_50', 'rla')]
+    assert rows[1].values == pytest.approx({0: 53., 1: 61.}) and rows[3].values == pytest.approx({0: 73., 1: 81.})
+    assert rows[1].difference == pytest.approx(2.) and rows[1].pairs == 2
+    assert rows[0].params < rows[1].params < 1.1 * rows[0].params
+    text = write_markdown(tmp_path / 'report.md', title(results, ''), rows, 'iteration').read_text()
+    assert '40 iterations instead of 800' in text and 'above 0 is better' in text
+    assert text.index('mAP@[.5,.95] in percent after the last iteration') < text.index('mAP@.5 in percent')
+    assert plot_curves(results, rows, '', tmp_path / 'a.png').stat().st_size > 0
+    assert plot_differences(rows, 'mAP', '', tmp_path / 'b.png').stat().st_size > 0
+
+
+def test_studies(tmp_path):
+    """Figures of two seeds, by hand; error is what accuracy loses."""
+    table = small_table(only=['rla'])
+    results = Results(tmp_path, table, 2, [])
+    rla = next(cell for cell in table.cells if cell.key == 'rla')
+    for seed, (loss, mean) in enumerate([(-0.5, 0.2), (-0.3, 0.4)]):
+        write_run(results, Run(rla, seed), 90.)
+        (results.path / Run(rla, seed).name / 'frozen.json').write_text(json.dumps(dict(
+            means=dict(difference=loss), class_means=dict(difference=0.1),
+            blocks={'layer1.0': dict(mean=mean, std=0.01, class_std=0.005)},
+            held={'layer1.0': dict(difference=loss / 2)})))
+    studied = read_studies(results, report_rows(results, [0, 1]))
+    assert [entry.cell for entry in studied] == [rla]
+    text = '\n'.join(markdown_lines(studied))
+    half = 12.7062 * 0.1  # t of 1 degree of freedom, standard error of -0.5 and -0.3
+    assert f'| RLA-20 | 2 | +0.40 | {0.4 - half:+.2f} to {0.4 + half:+.2f} | -0.10 | -0.10 to -0.10 |' in text
+    assert '| RLA-20 | `layer1.0` | 0.3000 | 0.0100 | 0.0050 | +0.200 |' in text
+    assert markdown_lines([]) == []
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda study: [study], 'indices'),
+    (lambda study: dict(study, blocks=[]), 'items'),
+    (lambda study: dict(study, blocks={}), 'no blocks'),
+    (lambda study: dict(study, blocks={'layer1.0': dict(mean=.5)}), 'std'),
+    (lambda study: dict(study, blocks={'layer1.0': 3}), 'frozen.json'),
+    (lambda study: dict(study, held={}), 'layer1.0'),
+    (lambda study: dict(study, means=dict(difference='x')), "difference of means is 'x'"),
+    (lambda study: dict(study, means=dict(difference=10 ** 400)), 'frozen.json'),
+    (lambda study: dict(study, epoch='last'), "epoch is 'last'"),
+])
+def test_a_damaged_study_is_named(tmp_path, change, message):
+    results = Results(tmp_path, small_table(only=['rla']), 2, [])
+    run = Run(results.table.cells[1], 0)
+    write_run(results, run, 90.)
+    file = results.path / run.name / 'frozen.json'
+    study = dict(means=dict(difference=.1), class_means=dict(difference=.1),
+                 blocks={'layer1.0': dict(mean=.5, std=.1, class_std=.1)}, held={'layer1.0': dict(difference=.1)})
+    rows = report_rows(results, [0])
+    for whole in study, dict(study, epoch=1):
+        file.write_text(json.dumps(whole))
+        assert read_studies(results, rows)[0].studies == [whole]
+    file.write_text(json.dumps(dict(study, epoch=0)))  # the run has gone on since
+    assert read_studies(results, rows) == []
+    file.write_text(json.dumps(change(study)))
+    with pytest.raises(UserError, match=message) as error:
+        read_studies(results, rows)
+    assert str(file) in str(error.value)
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    table = small_table(only=['rla'])
+    results = Results(tmp_path, table, 2, [])
+    for cell in table.cells:
+        write_run(results, Run(cell, 0), 90.)
+    row = report_rows(results, [0])[-1]
+    text = write_markdown(tmp_path / 'r.md', '', [row], 'epoch').read_text()
+    assert row.interval is None and 'needs two seeds' in text

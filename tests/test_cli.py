@@ -223,12 +223,15 @@ def checkpoint(path, model, **kwargs):
     torch.save({'state_dict': create_model(model, **kwargs).state_dict()}, path)
 
 
-@pytest.mark.parametrize('option', ['--resume', '--initial-checkpoint'])
-def test_wrong_checkpoint_says_what_differs(fails, tmp_path, image_folder, option):
+@pytest.mark.parametrize('option, other, words', [
+    ('--resume', 'resnet20_cifar', 'lacks: layer1.0.attention.fc1.weight'),
+    ('--initial-checkpoint', 'seresnet20_cifar', 'unexpected layer1.0.se'),
+])
+def test_wrong_checkpoint_says_what_differs(fails, tmp_path, image_folder, option, other, words):
     options = ['train', *BASE, '--data-dir', image_folder, option, 'c.pth']
-    checkpoint(tmp_path / 'c.pth', 'resnet20_cifar', layers=(1, 1, 1))
+    checkpoint(tmp_path / 'c.pth', other, layers=(1, 1, 1))
     line = fails(*options)
-    assert 'c.pth' in line and 'lacks: layer1.0.attention.fc1.weight' in line
+    assert 'c.pth' in line and words in line
     checkpoint(tmp_path / 'c.pth', 'rla_resnet20_cifar', layers=(1, 1, 1), hidden_dim=8)
     assert 'layer1.0.attention.fc1.weight has shape [8, 8], the model [4, 4]' in fails(*options)
     checkpoint(tmp_path / 'c.pth', 'rla_resnet20_cifar', layers=(2, 1, 1))

@@ -114,6 +114,26 @@ def test_code_does_not_run(image_folder, tmp_path, capsys, option):
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('name', ['pytorch_model.bin', 'model.safetensors', 'a.safetensors', 'a.pth'])
+def test_code_in_the_folder_of_a_saved_model_does_not_run(image_folder, tmp_path, capsys, name):
+    """Whichever file timm would take."""
+    folder = tmp_path / 'saved'
+    timm.models.save_for_hf(timm.create_model(ARGS['model'], **ARGS['model_kwargs']), folder,
+                            model_args=ARGS['model_kwargs'], safe_serialization=True)
+    if name == 'pytorch_model.bin':
+        (folder / 'model.safetensors').unlink()
+    torch.save(dict(state_dict=Code(tmp_path / 'ran')), folder / name)
+    options = ['--data-dir', str(image_folder), '--device', 'cpu', '--img-size', '8', '--workers', '0', '--epochs', '1',
+               '--batch-size', '16']
+    code = cli.main(['train', '--model', f'local-dir:{folder}', '--pretrained', *options, '--output',
+                     str(tmp_path / 'out')])
+    assert not (tmp_path / 'ran').exists()
+    if name.startswith('a.'):  # beside the model's own file
+        assert code == 0
+    else:
+        assert code == 2 and f'--model local-dir: {folder}' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('args', [
     dict(num_classes='10'), dict(num_classes=-1), dict(num_classes=10 ** 12), dict(model_kwargs=[1]), dict(in_chans=0),
     dict(input_size=[3, 8]), dict(mean=['a']), dict(std=[float('nan')]), dict(crop_pct='all'), dict(gp=3),

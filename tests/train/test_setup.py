@@ -7,6 +7,7 @@ import torch
 from helpers import TINY_RUN
 
 import timm_rla_cli as cli
+from timm_rla.common.errors import UserError
 from timm_rla.train.options import model_arguments, train_parser
 from timm_rla.train.setup import create_network
 
@@ -46,6 +47,26 @@ def test_weights_with_other_classes(tmp_path, name):
     assert len(found['fc.bias']) == 3
     for key in trained:
         assert key.startswith('fc.') or torch.equal(found[key], trained[key]), key
+
+
+@pytest.mark.parametrize('plain, model', [
+    ('resnet20_cifar', 'rla_resnet20_cifar'), ('resnet20_cifar', 'rla_vector_resnet20_cifar'),
+    ('seresnet20_cifar', 'rla_seresnet20_cifar'), ('rla_resnet20_cifar', 'rla_resnet20_cifar'),
+])
+def test_initial_checkpoint_returns_the_same_logits(tmp_path, plain, model):
+    """With the classifier, which --pretrained-path leaves out."""
+    path, state_dict = weights(tmp_path, plain)
+    started = create_network(model, {}, {}, initial_checkpoint=path).eval()
+    source = timm.create_model(plain).eval()
+    source.load_state_dict(state_dict)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(started(images), source(images))
+
+
+def test_initial_checkpoint_of_another_network(tmp_path):
+    path, _ = weights(tmp_path, 'resnet32_cifar')
+    with pytest.raises(UserError, match=f'^--initial-checkpoint {path}: .* unexpected layer1.3.'):
+        create_network('rla_resnet20_cifar', {}, {}, initial_checkpoint=path)
 
 
 @pytest.mark.parametrize('options, words', [

@@ -4,7 +4,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 import torch.nn as nn
@@ -101,6 +101,7 @@ def load_weights(
         source: str,
         use_ema: bool = False,
         assign: bool = False,
+        filter_fn: Optional[Callable[[Dict[str, torch.Tensor], nn.Module], Dict[str, torch.Tensor]]] = None,
 ) -> None:
     """Load the weights of a checkpoint into a model of the same architecture.
 
@@ -110,14 +111,15 @@ def load_weights(
         source: Option and file, for the message.
         use_ema: Take the EMA weights if there are any.
         assign: Take the tensors themselves, as for a model on the meta device.
+        filter_fn: Turns weights of another kind into those of the model, as timm's functions of this name do.
 
     Raises:
         UserError: The weights are not those of the model, which says what differs, or not finite.
     """
     state_dict = clean_state_dict(use_ema and checkpoint.get('state_dict_ema') or checkpoint['state_dict'])
     try:
-        model.load_state_dict(state_dict, assign=assign)
-    except (RuntimeError, TypeError, AttributeError) as e:
+        model.load_state_dict(filter_fn(state_dict, model) if filter_fn else state_dict, assign=assign)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as e:
         raise UserError(f'{source}: {describe_mismatch(e)}') from e
     for name, weight in state_dict.items():
         if weight.is_floating_point() and not weight.isfinite().all():

@@ -18,8 +18,8 @@ from .ranges import check_ranges
 from .trained import NOT_ARCHITECTURE, architecture_arguments, check_sizes, training_options
 
 __all__ = [
-    'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network', 'network_class',
-    'restore_network', 'saved_arguments', 'trained_spec',
+    'FOLDER', 'Network', 'NetworkSpec', 'SAVED', 'build_model', 'compile_model', 'load_network', 'network_class',
+    'restore_network', 'saved_arguments', 'saved_weights', 'trained_spec',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -197,6 +197,12 @@ def saved_arguments(name: str) -> Dict[str, Any]:
     return arguments
 
 
+def saved_weights(name: str) -> str:
+    """File with the weights of a model 'local-dir:...'; the name that it should have if there is none."""
+    folder, names = Path(name.removeprefix(FOLDER)), ('model.safetensors', 'pytorch_model.bin')
+    return str(folder / next((name for name in names if (folder / name).is_file()), names[0]))
+
+
 def network_class(name: str) -> Type[nn.Module]:
     """Class of a registered model."""
     try:
@@ -228,7 +234,7 @@ def restore_network(
         raise UserError('--use-ema: ' + ('without a checkpoint' if checkpoint is None else
                                          f'{source.split(" ", 1)[-1]} holds no EMA weights'))
     if checkpoint is None and spec.model.startswith(FOLDER):  # read as every checkpoint: no code in it is run
-        checkpoint = read_checkpoint(_weights_file(Path(spec.model.removeprefix(FOLDER))), f'--model {FOLDER}')
+        checkpoint = read_checkpoint(saved_weights(spec.model), f'--model {FOLDER}')
         source = f'--model {spec.model}'
         check_sizes(saved_arguments(spec.model), checkpoint['state_dict'], source)
     if verbose and not pretrained and checkpoint is None:
@@ -257,12 +263,6 @@ def _check_shapes(spec: NetworkSpec, arguments: Dict[str, Any], checkpoint: Dict
     except UserError:
         return  # some networks of timm cannot be built without values
     load_weights(model, checkpoint, source, use_ema=spec.use_ema, assign=True)
-
-
-def _weights_file(folder: Path) -> str:
-    """Weights in an exported folder; the name that it should have if there are none."""
-    names = ('model.safetensors', 'pytorch_model.bin')
-    return str(folder / next((name for name in names if (folder / name).is_file()), names[0]))
 
 
 def _label_names(model: nn.Module, trained: Dict[str, Any]) -> Optional[List[str]]:

@@ -30,7 +30,7 @@ def create_network(name: str, pretrained: Union[bool, str], **kwargs: Any) -> nn
     """
     if not isinstance(pretrained, str):
         return create_model(name, pretrained=pretrained, **kwargs)
-    checkpoint = read_checkpoint(pretrained, 'pretrained')  # timm reads it again; of old, with the code in it
+    checkpoint = read_checkpoint(pretrained, 'pretrained')  # timm reads it again, older versions with code in it
     overlay = dict(file=pretrained, num_classes=-1)  # -1: whatever the classes are
     network = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
     _check_keys(checkpoint['state_dict'], network.state_dict())

@@ -54,8 +54,10 @@ def _add_dataset(add: Callable[..., Any]) -> None:
 def _add_model(add: Callable[..., Any]) -> None:
     add('--model', default='resnet50', help='model name')
     add('--pretrained', action='store_true', help='start from pretrained weights')
-    add('--pretrained-path', metavar='FILE', help='start from this checkpoint as from pretrained weights')
-    add('--initial-checkpoint', default='', metavar='FILE', help='checkpoint to load after initialisation')
+    add('--pretrained-path', metavar='FILE',
+        help='start from this checkpoint as from pretrained weights, with a new classifier')
+    add('--initial-checkpoint', default='', metavar='FILE',
+        help='checkpoint to load after initialisation; that of the network without layer attention is a warm start')
     add('--resume', default='', metavar='FILE', help="checkpoint to go on from; 'auto': the last of this experiment")
     add('--no-resume-opt', action='store_true', help='do not take the optimizer state from --resume')
     add('--num-classes', type=int, metavar='N', help='classes; if not given, those of the data')

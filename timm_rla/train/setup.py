@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.device import Placement
 from ..common.errors import UserError, blame
-from ..common.networks import build_model
+from ..common.networks import FOLDER, build_model, saved_weights
 from ..common.optimizers import blame_optimizer
 from ..models.network import RecurrentLayerAttention
-from ..models.warm_start import differing_keys
+from ..models.warm_start import checkpoint_filter_fn, differing_keys
 
 __all__ = [
     'create_loss', 'create_network', 'create_optimizer', 'create_schedule', 'distribute', 'scaled_learning_rate',
@@ -43,7 +43,8 @@ def create_network(
         model_kwargs: What the user gives as --model-kwargs.
         arguments: Further arguments of `timm.create_model`.
         pretrained_path: File that these arguments name.
-        initial_checkpoint: Checkpoint to load after initialisation, none if empty.
+        initial_checkpoint: Checkpoint to load after initialisation, with the classifier; none if empty. That of the
+            network without layer attention is a warm start.
         head_init_scale: Factor of the classifier's weights and biases.
         head_init_bias: Bias of the classifier.
         grad_checkpointing: Recompute activations in the backward pass.
@@ -51,17 +52,23 @@ def create_network(
     Raises:
         UserError: Unknown model, or a file that is missing, damaged, with code in it, or of another network.
     """
-    if pretrained_path:  # timm reads it again; of old, with the code in it
-        pretrained = clean_state_dict(read_checkpoint(pretrained_path, '--pretrained-path')['state_dict'])
+    option = '--pretrained-path'
+    if name.startswith(FOLDER) and arguments.get('pretrained') and not pretrained_path:
+        option, pretrained_path = f'--model {FOLDER}', saved_weights(name)
+        arguments = {**arguments, 'pretrained_cfg_overlay': dict(file=pretrained_path, source='')}
+    if pretrained_path:  # timm reads it once more, and older versions would run code in it
+        pretrained = clean_state_dict(read_checkpoint(pretrained_path, option)['state_dict'])
     model = build_model(name, model_kwargs, **arguments)
-    if pretrained_path and isinstance(model, ResNet) and not isinstance(model, RecurrentLayerAttention):
+    attends = isinstance(model, RecurrentLayerAttention)
+    if pretrained_path and isinstance(model, ResNet) and not attends:
         # With another number of classes timm loads as much as fits; what goes into layer attention is checked already
         differences = differing_keys(pretrained.keys(), model.state_dict().keys())
         if differences:
-            raise UserError(f'--pretrained-path {pretrained_path}: weights of another network; {differences}')
+            raise UserError(f'{option} {pretrained_path}: weights of another network; {differences}')
     if initial_checkpoint:
         weights = read_checkpoint(initial_checkpoint, '--initial-checkpoint')
-        load_weights(model, weights, f'--initial-checkpoint {initial_checkpoint}', use_ema=True)
+        load_weights(model, weights, f'--initial-checkpoint {initial_checkpoint}', use_ema=True,
+                     filter_fn=checkpoint_filter_fn if attends else None)
     with torch.no_grad():
         if head_init_scale is not None:
             model.get_classifier().weight.mul_(head_init_scale)

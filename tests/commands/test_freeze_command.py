@@ -1,5 +1,6 @@
 """`timm-rla freeze`: from a training run to a checkpoint of timm's plain network."""
 import json
+import shutil
 
 import pytest
 import timm
@@ -42,3 +43,13 @@ def test_checkpoint_is_one_of_timm(run, image_folder, tmp_path, capsys):
     assert 'plain.pth.tar/x.pth: ' in capsys.readouterr().err
     assert cli.main(['freeze', str(output), *options]) == 2
     assert 'seresnet20_cifar has no layer attention' in capsys.readouterr().err
+
+
+def test_missing_validation_split_is_named_before_the_work(run, image_folder, tmp_path, capsys):
+    data = shutil.copytree(image_folder, tmp_path / 'data')
+    (data / 'validation').rename(data / 'test')
+    assert cli.main(['freeze', str(run / 'last.pth.tar'), '--data-dir', str(data), '--device', 'cpu', '--workers', '0',
+                     '--output', str(tmp_path / 'frozen.pth.tar')]) == 2
+    captured = capsys.readouterr()
+    assert 'expected; --val-split test takes that one' in captured.err and 'Attention' not in captured.err
+    assert not (tmp_path / 'frozen.pth.tar').exists()

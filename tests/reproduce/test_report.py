@@ -3,6 +3,7 @@ import csv
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 from helpers import SUMMARY_HEADER, small_table, write_run
@@ -87,6 +88,24 @@ def test_report_of_detectors(tmp_path):
     assert text.index('mAP@[.5,.95] in percent after the last iteration') < text.index('mAP@.5 in percent')
     assert plot_curves(results, rows, '', tmp_path / 'a.png').stat().st_size > 0
     assert plot_differences(rows, 'mAP', '', tmp_path / 'b.png').stat().st_size > 0
+
+
+@pytest.mark.parametrize('papers, legend', [
+    ((8., None, 7.), ['here, with 95 % interval', 'paper']),  # the first difference has none
+    ((None, 8., 7.), ['here, with 95 % interval']),  # no plain figure to compare with
+])
+def test_legend_of_differences(tmp_path, monkeypatch, papers, legend):
+    table = small_table(only=['rla', 'se'])
+    results = Results(tmp_path / 'out', table, 2, [])
+    for cell in table.cells:
+        for seed in (0, 1):
+            write_run(results, Run(cell, seed), 90. + seed)
+    rows = [replace(row, cell=replace(row.cell, paper={} if figure is None else {'error': figure}))
+            for row, figure in zip(report_rows(results, [0, 1]), papers)]
+    figures = []
+    monkeypatch.setattr('timm_rla.reproduce.plots.save_picture', lambda figure, output: figures.append(figure))
+    plot_differences(rows, 'error', '', tmp_path / 'a.png')
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == legend
 
 
 def test_studies(tmp_path):

@@ -148,6 +148,16 @@ def test_two_harnesses_at_once(tmp_path, capsys):
     assert 'another process runs this table' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('module', ['matplotlib', 'scipy'])
+def test_what_the_report_needs_is_asked_for_before_the_runs(tmp_path, capsys, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
+    command = ['reproduce', 'table1', '--depth', '20', '--datasets', 'cifar10', '--output', str(tmp_path / 'out')]
+    assert cli.main(command) == 2
+    assert f"{module} is not installed: pip install 'timm_rla[analysis]'" in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+    assert cli.main([*command, '--print']) == 0
+
+
 @pytest.mark.long
 def test_a_failed_run_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -130,18 +130,19 @@ def test_a_table_of_ones_own_is_reported(tmp_path, monkeypatch):
     assert '| cifar10 | Another start | 9.00 | 8.25' in (results.path / 'report.md').read_text()
 
 
-def test_a_network_of_ones_own(tmp_path, monkeypatch):
+@pytest.mark.parametrize('name, depths', [('own', None), ('mine', [20])])
+def test_a_network_of_ones_own(tmp_path, monkeypatch, name, depths):
     """Registered by a module of the current folder, which is not on the path of the console script."""
-    (tmp_path / 'own_networks.py').write_text(
+    (tmp_path / f'{name}_networks.py').write_text(
         'from timm.models import register_model\nfrom timm_rla.models.registry import rla_resnet20_cifar\n\n'
-        '@register_model\ndef own_resnet20_cifar(pretrained=False, **kwargs):\n'
+        f'@register_model\ndef {name}_resnet20_cifar(pretrained=False, **kwargs):\n'
         '    return rla_resnet20_cifar(pretrained, **kwargs)\n')
-    (tmp_path / 'starts.yaml').write_text(OWN.replace('rla_resnet{depth}', 'own_resnet{depth}').replace(
-        'amp: true', 'device_modules: [own_networks]'))
+    (tmp_path / 'starts.yaml').write_text(OWN.replace('rla_resnet{depth}', f'{name}_resnet{{depth}}').replace(
+        'amp: true', f'device_modules: [{name}_networks]'))
     monkeypatch.setattr(sys, 'path', [path for path in sys.path if path])
     monkeypatch.chdir(tmp_path)
-    table = load_table('starts.yaml')
-    assert table.cells[1].model == 'own_resnet20_cifar'
+    table = load_table('starts.yaml', depths)
+    assert table.cells[1].model == f'{name}_resnet20_cifar'
     extra = 4 * 8 * (32 + 8 + 2) + 9 * (8 * 8 + 8 + 8 + 1)  # LSTM and nine heads with M = 8, N = 32, r = 1
     assert Results(tmp_path / 'out', table, 6, []).parameters[table.cells[1]] == 269_722 + extra
 
@@ -198,6 +199,12 @@ def test_a_table_of_ones_own_with_faults(tmp_path, capsys, monkeypatch, change, 
     line = capsys.readouterr().err.strip()
     assert all(word in line for word in words) and 'Traceback' not in line, line
     assert [path.name for path in tmp_path.iterdir()] == ['starts.yaml']
+
+
+def test_options_that_the_table_says(tmp_path, capsys):
+    (tmp_path / 'starts.yaml').write_text(OWN)
+    assert cli.main(['reproduce', str(tmp_path / 'starts.yaml'), '--initial-checkpoint', 'x.pth']) == 2
+    assert '--initial-checkpoint x.pth: cannot be given: the table says' in capsys.readouterr().err
 
 
 def test_unknown_tables_and_depths(tmp_path, capsys):

@@ -85,6 +85,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise UserError(f'{source}: {network.name} has no layer attention; networks rla_* have')
     model = place.place_model(network.model)
     loader = validation_loader(args, network, place)
+    evaluation = validation_loader(args, network, place, '--val-split') if args.val_split else None
     moments = measure_attention(model, loader, place, args.log_freq, channels=True)
     if not moments.count.sum():
         raise UserError(f'--split {args.split}: holds no images')
@@ -96,16 +97,15 @@ def main(argv: Optional[List[str]] = None) -> None:
     study: Dict[str, Any] = dict(
         model=network.name, epoch=completed_epochs(content, source) - 1, split=args.split,
         images=int(moments.count.sum()), blocks=spreads(moments, model))
-    if args.val_split:
-        loader = validation_loader(args, network, place, args.val_split)
-        attended, frozen = (correct_predictions(m, loader, place, label, args.log_freq)
+    if evaluation is not None:
+        attended, frozen = (correct_predictions(m, evaluation, place, label, args.log_freq)
                             for m, label in ((model, 'With attention'), (plain, 'With means')))
         result = compare(attended, frozen)
         study.update(val_split=args.val_split, val_images=len(attended), means=result._asdict())
         if place.primary:
             print(f'Top-1 with attention {result.first:.2f} %, with its means {result}')
         if args.study:
-            study.update(what_attention_carries(model, moments, attended, loader, place, args.log_freq))
+            study.update(what_attention_carries(model, moments, attended, evaluation, place, args.log_freq))
     if place.primary:
         columns = ('mean', 'std', 'class_std')
         print(format_columns([('block', 'mean', 'std', 'std of classes'), *(

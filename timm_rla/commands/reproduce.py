@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from ..common.errors import UserError, blame
+from ..common.extras import import_extra
 from ..common.files import check_writable
 from ..common.options import OptionParser
 from ..reproduce.content import TABLES
@@ -60,6 +61,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         for line in shell_commands(results, runs):
             print(line)
         return
+    for module in ('matplotlib', 'scipy'):  # the report, which comes after the runs, needs them
+        import_extra(module, 'analysis')
     failed = []
     if not args.report:
         with results.locked():

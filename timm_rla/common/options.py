@@ -268,26 +268,28 @@ def validation_loader(
         args: argparse.Namespace,
         network: Network,
         place: Placement,
-        split: Optional[str] = None,
+        split_option: str = '--split',
 ) -> Any:
-    """Loader of the images that `add_data_options` name, of `split` or that of the options, in the network's input.
+    """Loader of the images that `add_data_options` name, of the split that an option names, in the network's input.
 
     Raises:
         UserError: Missing or empty folder, or classes that the network does not have.
     """
     source = data_source(args)
+    split = getattr(args, split_option.removeprefix('--').replace('-', '_'))
     dataset = open_dataset(
         replace(source, input_img_mode=source.input_img_mode or network.image_mode),
-        split or args.split,
+        split,
         in_chans=network.data_config['input_size'][0],
         num_classes=network.model.num_classes,
         num_samples=args.num_samples,
         batch_size=args.batch_size,
+        split_option=split_option,
         counted_by='--num-classes' if getattr(args, 'num_classes', None) else f'classes of {network.name}:',
         names=network.label_names,
     )
     if place.primary:
-        _logger.info(describe_dataset(dataset, split or args.split, args.num_samples))
+        _logger.info(describe_dataset(dataset, split, args.num_samples))
     return create_eval_loader(
         dataset,
         loader_spec(args),

@@ -79,6 +79,9 @@ def load_table(
     _check('--datasets', datasets, content['datasets'])
     _check('--only', only, content['cells'])
     entries = {key: entry for key, entry in content['cells'].items() if only is None or key in only or key == 'plain'}
+    for key, entry in entries.items():
+        modules = entry.get('options', {}).get('device_modules', [])  # they may register networks
+        import_modules(modules, f'TABLE {name}: cells: {key}: options: device_modules')
     _check_depths(depths or [], {entry['model'] for entry in entries.values()})
     depths = list(dict.fromkeys(depths or content['depths']))
     task = TASKS[content['task']]
@@ -115,8 +118,6 @@ def _check_depths(depths: Sequence[int], models: Set[str]) -> None:
 
 
 def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str, task: Task, source: str) -> Cell:
-    modules = entry.get('options', {}).get('device_modules', [])  # they may register the network
-    import_modules(modules, f'{source}: cells: {key}: options: device_modules')
     model = entry['model'].format(depth=depth)
     if not timm.is_model(model):
         raise UserError(f'{source}: cells: {key}: model: {model}: no such model; {closest(model, timm.list_models())}')

@@ -72,6 +72,7 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
     """
     shown = [row for row in rows if row.cell.key != 'plain' and row.difference is not None]
     plain = {(row.cell.dataset, row.cell.depth, row.metric): row.paper for row in rows if row.cell.key == 'plain'}
+    references = [plain[row.cell.dataset, row.cell.depth, row.metric] for row in shown]
     several = len({row.metric for row in rows}) > 1
     figure, axes = subplots(figsize=(7.5, 1.6 + 0.32 * max(1, len(shown))))
     tidy_axes(axes)
@@ -79,11 +80,13 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
     for y, row in enumerate(shown):
         if row.interval is not None:
             axes.plot(row.interval, (y, y), color=COLORS[0], linewidth=2, solid_capstyle='butt')
-        axes.plot(row.difference, y, 'o', color=COLORS[0], label='here, with 95 % interval' if y == 0 else None)
-        reference = plain[row.cell.dataset, row.cell.depth, row.metric]
-        if reference is not None and row.paper is not None:
-            axes.plot(row.paper - reference, y, 'D', color=COLORS[1], markersize=4,
-                      label='paper' if y == 0 else None)
+    here = [(row.difference, y) for y, row in enumerate(shown)]
+    paper = [(row.paper - reference, y) for y, (row, reference) in enumerate(zip(shown, references))
+             if row.paper is not None and reference is not None]
+    if here:
+        axes.plot(*zip(*here), 'o', color=COLORS[0], label='here, with 95 % interval')
+    if paper:
+        axes.plot(*zip(*paper), 'D', color=COLORS[1], markersize=4, label='paper')
     axes.set_yticks(range(len(shown)), [
         f'{row.cell.name}, {row.cell.dataset}, {f"{row.metric.name}, " if several else ""}n = {row.pairs}'
         for row in shown])

@@ -201,7 +201,7 @@ def _further_kwargs(task: Task, run: Run, options: Sequence[str]) -> Dict[str, A
     for name, reason in reasons.items():
         value = getattr(found, name)
         if value is not None:
-            raise UserError(f'--{name} {value}: cannot be given: {reason}')
+            raise UserError(f'--{name.replace("_", "-")} {value}: cannot be given: {reason}')
     kwargs = getattr(found, f'{task.network}_kwargs')
     for key in kwargs.keys() & run.cell.model_kwargs.keys():
         if kwargs[key] != run.cell.model_kwargs[key]:

@@ -75,7 +75,8 @@ class Trainer:
 
         self.optimizer.zero_grad()
         rest = num_batches - position.batches
-        with Progress(label, rest, log_interval, left, self.placement.primary) as progress:
+        interval = log_interval * self.accum_steps
+        with Progress(label, rest, interval, left, self.placement.primary) as progress:
             for batch, (images, target) in watch.batches(loader, ends_step, self.accum_steps):
                 ends_group = ends_step(batch)
                 group = num_batches - last_group if batch >= last_group else self.accum_steps

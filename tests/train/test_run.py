@@ -241,6 +241,7 @@ def test_pad_and_crop(tmp_path):
 
 
 def test_what_is_odd_about_a_run_is_said(image_folder, tmp_path, caplog):
+    caplog.set_level('INFO')
     options = ['--workers', '0', '--epochs', '1']
     train(image_folder, tmp_path, *options, '--resume', 'auto')
     assert f'--resume auto: no checkpoint in {tmp_path / "run"}, the run begins anew' in caplog.text
@@ -250,3 +251,12 @@ def test_what_is_odd_about_a_run_is_said(image_folder, tmp_path, caplog):
     train(image_folder, tmp_path, *options, '--resume', str(tmp_path / 'run' / 'last.pth.tar'))
     assert 'Nothing is left to do: ' in caplog.text and 'is at epoch 1 of 1' in caplog.text
     assert (tmp_path / 'run' / 'summary.csv').read_text() == before
+
+
+def test_lines_come_after_so_many_updates(image_folder, tmp_path, caplog, monkeypatch):
+    """Not batches, as in timm's train.py."""
+    monkeypatch.setattr('sys.stderr.isatty', lambda: False)
+    caplog.set_level('INFO')
+    train(image_folder, tmp_path, '--workers', '0', '--epochs', '1', '--grad-accum-steps', '2', '--log-interval', '1')
+    steps = [line.split()[2] for line in caplog.messages if line.startswith('Train 1/1 [')]
+    assert steps == ['[2/5]', '[4/5]']

@@ -146,8 +146,8 @@ def open_dataset(
         num_classes: Classes of the model, not checked if None.
         num_samples: Samples in an iterable split.
         batch_size: Images in a batch, which iterable datasets take into account.
-        split_option: What names the split. With that of training, --train-split or --val-split, an image folder must hold
-            its splits; else the folder of a split itself will do.
+        split_option: What names the split. With --split the folder of a split itself will do; else an image folder must
+            hold its splits.
         counted_by: What says `num_classes`, for the message.
         names: Names of the model's classes by index, if they are known. Classes of the dataset get the index of their
             name, so that a folder without one of them does not shift the others.

@@ -10,7 +10,9 @@ SMALLER = {  # folders of the smaller questions
     'cifar10-warm-start': 'warm start, 10 epochs',
     'cifar10-after-freeze': 'one epoch after the freeze',
     'cifar10-one-change': 'one change at a time, 10 epochs',
+    'cifar10-warm-start-new-classifier': 'warm start with a new classifier, 10 epochs',
 }
+APART = {'cifar10-warm-start-first': 'warm start, older options, 10 epochs'}  # folders without a report
 
 
 def accuracy(folder: Path) -> List[str]:
@@ -27,6 +29,11 @@ def smaller_questions(results: Path) -> List[str]:
         cells = _cells(results / name, 'error') if (results / name / 'report.csv').is_file() else {}
         measured = [[question, f'`{key}`', *_figures(row)] for key, row in cells.items() if row['mean']]
         rows += measured or [[question, '', NOT_MEASURED, '', '']]
+    for name, question in APART.items():
+        for run in sorted((results / name).glob('*-seed*')):
+            *_, network, seed = run.name.replace('-seed', '-').split('-')
+            error = 100 - float(read_rows(run / 'summary.csv')[-1]['eval_top1'])
+            rows.append([question, f'`{network}`, seed {seed}', f'{error:.2f}', '1', '-'])
     return table(['question', 'network', 'top-1 error, %', 'seeds', 'minus plain, paired by seed'], rows)
 
 

@@ -116,15 +116,19 @@ def test_studies(tmp_path):
     for seed, (loss, mean) in enumerate([(-0.5, 0.2), (-0.3, 0.4)]):
         write_run(results, Run(rla, seed), 90.)
         (results.path / Run(rla, seed).name / 'frozen.json').write_text(json.dumps(dict(
-            means=dict(difference=loss), class_means=dict(difference=0.1),
+            means=dict(difference=loss, interval=[loss - 0.3, loss + 0.2]),
+            class_means=dict(difference=0.1, interval=[0, 0.2]),
             blocks={'layer1.0': dict(mean=mean, std=0.01, class_std=0.005)},
             held={'layer1.0': dict(difference=loss / 2)})))
     studied = read_studies(results, report_rows(results, [0, 1]))
     assert [entry.cell for entry in studied] == [rla]
     text = '\n'.join(markdown_lines(studied))
     half = 12.7062 * 0.1  # t of 1 degree of freedom, standard error of -0.5 and -0.3
-    assert f'| RLA-20 | 2 | +0.40 | {0.4 - half:+.2f} to {0.4 + half:+.2f} | -0.10 | -0.10 to -0.10 |' in text
-    assert '| RLA-20 | `layer1.0` | 0.3000 | 0.0100 | 0.0050 | +0.200 |' in text
+    assert f'| RLA-20 | mean | +0.40 | {0.4 - half:+.2f} to {0.4 + half:+.2f} | -0.10 | -0.10 to -0.10 |' in text
+    assert '| RLA-20 | 0 | +0.50 | +0.30 to +0.80 | -0.10 | -0.20 to +0.00 |' in text
+    block = ['`layer1.0`', '0.3000 (0.2000 to 0.4000)', '0.0100 (0.0100 to 0.0100)', '0.0050 (0.0050 to 0.0050)',
+             '+0.20 (+0.15 to +0.25)']
+    assert f'| RLA-20 | {" | ".join(block)} |' in text
     assert markdown_lines([]) == []
 
 
@@ -135,8 +139,10 @@ def test_studies(tmp_path):
     (lambda study: dict(study, blocks={'layer1.0': dict(mean=.5)}), 'std'),
     (lambda study: dict(study, blocks={'layer1.0': 3}), 'frozen.json'),
     (lambda study: dict(study, held={}), 'layer1.0'),
-    (lambda study: dict(study, means=dict(difference='x')), "difference of means is 'x'"),
-    (lambda study: dict(study, means=dict(difference=10 ** 400)), 'frozen.json'),
+    (lambda study: dict(study, means=dict(difference='x', interval=[0., .2])), "difference of means is 'x'"),
+    (lambda study: dict(study, means=dict(difference=10 ** 400, interval=[0., .2])), 'frozen.json'),
+    (lambda study: dict(study, means=dict(difference=.1, interval=[0., None])), 'upper end of means is None'),
+    (lambda study: dict(study, means=dict(difference=.1)), 'interval'),
     (lambda study: dict(study, epoch='last'), "epoch is 'last'"),
 ])
 def test_a_damaged_study_is_named(tmp_path, change, message):
@@ -144,7 +150,8 @@ def test_a_damaged_study_is_named(tmp_path, change, message):
     run = Run(results.table.cells[1], 0)
     write_run(results, run, 90.)
     file = results.path / run.name / 'frozen.json'
-    study = dict(means=dict(difference=.1), class_means=dict(difference=.1),
+    change_of = dict(difference=.1, interval=[0., .2])
+    study = dict(means=change_of, class_means=change_of,
                  blocks={'layer1.0': dict(mean=.5, std=.1, class_std=.1)}, held={'layer1.0': dict(difference=.1)})
     rows = report_rows(results, [0])
     for whole in study, dict(study, epoch=1):

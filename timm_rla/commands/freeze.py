@@ -41,8 +41,8 @@ def freeze_parser() -> OptionParser:
     parser = OptionParser(
         prog='timm-rla freeze',
         description='Replace the layer attention of each block by its mean over a dataset. What is left is the plain '
-                    'network of timm, which needs this package no more. Prints its accuracy beside that of the network '
-                    'with attention.',
+                    'network, for ImageNet one of timm, which needs this package no more. Prints its accuracy beside '
+                    'that of the network with attention.',
     )
     add = parser.add_argument
     add('checkpoint', metavar='CHECKPOINT', help='checkpoint of a training run of an RLA network')

@@ -125,7 +125,8 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
                 raise
             raise UserError(
                 f'--model-kwargs {argument.group(1)}: no such argument of {name}; networks with layer attention take '
-                "context, context_dim, hidden_dim, reduction, attn_layer and the arguments of timm's ResNet") from e
+                "context, context_dim, hidden_dim, reduction, vector, attn_layer and the arguments of timm's ResNet"
+            ) from e
 
 
 def _check_rates(arguments: Dict[str, Any], source: str) -> None:

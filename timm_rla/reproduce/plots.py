@@ -110,7 +110,8 @@ def plot_attentions(studied: Sequence[Studied], heading: str, output: Path) -> P
     figure, (left, right) = subplots(1, 2, figsize=(9, 4.4))
     for index, entry in enumerate(studied):
         blocks = np.arange(len(entry.blocks()))
-        mean, std = (np.array([entry.spread(block, column) for block in entry.blocks()]) for column in ('mean', 'std'))
+        mean, std = (np.array([entry.spread(block, column) for block in entry.blocks()]).mean(1)  # over seeds
+                     for column in ('mean', 'std'))
         held = np.array([entry.held(block) for block in entry.blocks()])  # [L, seeds]
         color = COLORS[index % len(COLORS)]
         left.plot(blocks, mean, 'o-', color=color, markersize=3, linewidth=1.2, label=entry.cell.name)

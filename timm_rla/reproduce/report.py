@@ -135,8 +135,8 @@ def _metric_lines(metric: Metric, rows: Sequence[Row], unit: str) -> List[str]:
     """The table of one metric."""
     lines = [
         f'{metric.name} in percent after the last {unit}: mean and standard deviation over seeds. Difference: from the '
-        f'plain network, paired by seed, with its 95 % t-interval; {"below" if metric.lower_is_better else "above"} 0 '
-        'is better than plain.',
+        f'plain network, paired by seed, over the seeds that both have, with its 95 % t-interval; '
+        f'{"below" if metric.lower_is_better else "above"} 0 is better than plain.',
         '',
         '| data set | network | paper | here | n | difference | interval | parameters (M) | paper (M) |',
         '|---|---|---|---|---|---|---|---|---|',

@@ -5,7 +5,7 @@ import reprlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from ..common.errors import UserError, blame
 from ..common.summary import read_summary
@@ -25,22 +25,27 @@ _logger = logging.getLogger(__name__)
 class Studied:
     """A cell whose runs have been studied. All lists are by seed."""
     cell: Cell
+    seeds: List[int]
     studies: List[Dict[str, Any]]
 
     def gains(self, kind: str) -> List[float]:
         """Percentage points of top-1 error that go with attention held; `kind` is 'means' or 'class_means'."""
-        return [-study[kind]['difference'] for study in self.studies]
+        return [0. - study[kind]['difference'] for study in self.studies]
+
+    def intervals(self, kind: str) -> List[Tuple[float, float]]:
+        """Of the same, over the images of validation."""
+        return [(0. - study[kind]['interval'][1], 0. - study[kind]['interval'][0]) for study in self.studies]
 
     def blocks(self) -> List[str]:
         return list(self.studies[0]['blocks'])
 
-    def spread(self, block: str, column: str) -> float:
-        """'mean', 'std' or 'class_std' of a block's attention, mean over the seeds."""
-        return statistics.mean(study['blocks'][block][column] for study in self.studies)
+    def spread(self, block: str, column: str) -> List[float]:
+        """'mean', 'std' or 'class_std' of a block's attention."""
+        return [study['blocks'][block][column] for study in self.studies]
 
     def held(self, block: str) -> List[float]:
         """Percentage points of top-1 error that come with one block's attention held at its mean."""
-        return [-study['held'][block]['difference'] for study in self.studies]
+        return [0. - study['held'][block]['difference'] for study in self.studies]
 
 
 def read_studies(results: Results, rows: Sequence[Row]) -> List[Studied]:
@@ -51,7 +56,7 @@ def read_studies(results: Results, rows: Sequence[Row]) -> List[Studied]:
     """
     studied = []
     for row in rows:
-        studies: List[Dict[str, Any]] = []
+        studies: Dict[int, Dict[str, Any]] = {}
         for seed in row.values:
             folder = results.path / Run(row.cell, seed).name
             if not (folder / STUDY).is_file():
@@ -60,12 +65,13 @@ def read_studies(results: Results, rows: Sequence[Row]) -> List[Studied]:
             if study.get('epoch', last) != last:
                 _logger.warning(f'{folder / STUDY}: of epoch {study["epoch"]}, the run has gone on to {last}; left out')
                 continue
-            if studies and list(study['blocks']) != list(studies[0]['blocks']):
+            first = next(iter(studies.values()), study)
+            if list(study['blocks']) != list(first['blocks']):
                 raise UserError(f'{folder / STUDY}: its blocks are {", ".join(study["blocks"])}, those of other seeds '
-                                f'{", ".join(studies[0]["blocks"])}')
-            studies.append(study)
+                                f'{", ".join(first["blocks"])}')
+            studies[seed] = study
         if studies:
-            studied.append(Studied(row.cell, studies))
+            studied.append(Studied(row.cell, list(studies), list(studies.values())))
     return studied
 
 
@@ -79,7 +85,11 @@ def _read_study(path: Path) -> Dict[str, Any]:
                LookupError, OSError, RecursionError, TypeError, ValueError):
         study = json.loads(path.read_text(encoding='utf-8'))
         blocks = study['blocks']
-        numbers = {f'difference of {kind}': study[kind]['difference'] for kind in ('means', 'class_means')}
+        numbers = {}
+        for kind in ('means', 'class_means'):
+            lower, upper = study[kind]['interval']
+            numbers.update({f'difference of {kind}': study[kind]['difference'],
+                            f'lower end of {kind}': lower, f'upper end of {kind}': upper})
         for block, spreads in blocks.items():
             numbers.update({f'{column} of {block}': spreads[column] for column in SPREADS})
             numbers[f'difference of {block}'] = study['held'][block]['difference']
@@ -92,8 +102,13 @@ def _read_study(path: Path) -> Dict[str, Any]:
 
 
 def _change(values: Sequence[float]) -> Tuple[str, str]:
-    interval: Optional[Tuple[float, float]] = paired_interval(values)
-    return f'{statistics.mean(values):+.2f}', format_interval(interval)
+    return f'{statistics.mean(values):+.2f}', format_interval(paired_interval(values))
+
+
+def _over_seeds(values: Sequence[float], form: str) -> str:
+    """Mean, and what it hides: the lowest and the highest."""
+    text = format(statistics.mean(values), form)
+    return f'{text} ({min(values):{form}} to {max(values):{form}})' if len(values) > 1 else text
 
 
 def markdown_lines(studied: Sequence[Studied]) -> List[str]:
@@ -105,28 +120,36 @@ def markdown_lines(studied: Sequence[Studied]) -> List[str]:
         '## With attention, and with its means',
         '',
         'Change of the top-1 error, in percentage points, when every attention is held at its mean over the training '
-        'images, or over those of the image\'s class, which reads the label. Mean over seeds, with its 95 % '
-        't-interval; above 0 the attention of the single image was worth something.',
+        'images, or over those of the image\'s class, which reads the label; above 0 the attention of the single image '
+        'was worth something. Of a seed with the 95 % interval over the images of validation, which are the same for '
+        'all seeds; of the mean over seeds with its 95 % t-interval.',
         '',
-        '| network | n | means | interval | means of classes | interval |',
+        '| network | seed | means | interval | means of classes | interval |',
         '|---|---|---|---|---|---|',
     ]
     for entry in studied:
-        cells = [entry.cell.name, str(len(entry.studies)), *_change(entry.gains('means')),
-                 *_change(entry.gains('class_means'))]
-        lines.append(f'| {" | ".join(cells)} |')
+        kinds = ('means', 'class_means')
+        for index, seed in enumerate(entry.seeds):
+            cells = [entry.cell.name, str(seed)]
+            for kind in kinds:
+                cells += [f'{entry.gains(kind)[index]:+.2f}', format_interval(entry.intervals(kind)[index])]
+            lines.append(f'| {" | ".join(cells)} |')
+        if len(entry.seeds) > 1:
+            cells = [entry.cell.name, 'mean', *(text for kind in kinds for text in _change(entry.gains(kind)))]
+            lines.append(f'| {" | ".join(cells)} |')
     lines += [
         '',
         'Attention of each block: mean, standard deviation over images, standard deviation of the means of classes '
-        '(means over seeds; of RLA-vector also over channels), and the change of the top-1 error when this block alone '
-        'is held at its mean.',
+        '(of RLA-vector means over channels), and the change of the top-1 error when this block alone is held at its '
+        'mean. Means over seeds, with the lowest and the highest seed.',
         '',
         '| network | block | mean | std | std of classes | held alone |',
         '|---|---|---|---|---|---|',
     ]
     for entry in studied:
         for block in entry.blocks():
-            spreads = [f'{entry.spread(block, column):.4f}' for column in SPREADS]
-            cells = [entry.cell.name, f'`{block}`', *spreads, f'{statistics.mean(entry.held(block)):+.3f}']
+            cells = [entry.cell.name, f'`{block}`',
+                     *(_over_seeds(entry.spread(block, column), '.4f') for column in SPREADS),
+                     _over_seeds(entry.held(block), '+.2f')]
             lines.append(f'| {" | ".join(cells)} |')
     return lines

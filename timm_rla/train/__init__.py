@@ -1,1 +1,1 @@
-"""Training and validation built from timm's parts: `timm-rla train` and `timm-rla validate`."""
+"""Training built from timm's parts: `timm-rla train`."""

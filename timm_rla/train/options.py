@@ -1,8 +1,7 @@
 """Options of `timm-rla train`: those of timm's train.py, with its names, defaults and meaning.
 
 Where timm's script has an option that this command does not support, `UNSUPPORTED` lists it with its default: a value
-other than that is an error, never silently ignored. Additions: `--in-memory`, `--resume auto`,
-`--train-crop-mode pad` and `--log-tensorboard`.
+other than that is an error, never silently ignored. README.md lists the additions.
 """
 import argparse
 from dataclasses import replace
@@ -46,7 +45,7 @@ def _add_dataset(add: Callable[..., Any]) -> None:
     add('--train-split', metavar='NAME', default='train', help='training split')
     add('--val-split', metavar='NAME', default='validation', help='validation split, no validation if empty')
     add('--in-memory', action='store_true',
-        help='keep the data set decoded in the memory of the device: the fast road for small images')
+        help='keep the data set decoded in the memory of the device, which is faster for small images')
     add('--train-num-samples', type=int, metavar='N', help='samples in an iterable training split')
     add('--val-num-samples', type=int, metavar='N', help='samples in an iterable validation split')
 
@@ -120,7 +119,7 @@ def _add_schedule(add: Callable[..., Any]) -> None:
     add('--lr-cycle-limit', type=int, default=1, metavar='N', help='number of cycles')
     add('--lr-k-decay', type=float, default=1.0, help='k-decay of cosine and poly')
     add('--warmup-lr', type=float, default=1e-5, metavar='LR', help='learning rate that the warm-up starts from')
-    add('--min-lr', type=float, default=0, metavar='LR', help='lower bound of cyclic schedules')
+    add('--min-lr', type=float, default=0, metavar='LR', help='lower bound of cosine, tanh, poly and plateau')
     add('--epochs', type=int, default=300, metavar='N', help='epochs')
     add('--epoch-repeats', type=float, default=0., metavar='N', help='passes over the dataset per epoch, if not 0')
     add('--start-epoch', type=int, metavar='N', help='first epoch, instead of that of --resume')
@@ -130,7 +129,7 @@ def _add_schedule(add: Callable[..., Any]) -> None:
     add('--warmup-prefix', action='store_true', help='warm-up epochs come on top')
     add('--cooldown-epochs', type=int, default=0, metavar='N', help='epochs at --min-lr at the end')
     add('--patience-epochs', type=int, default=10, metavar='N', help='patience of plateau')
-    add('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='decay of step, multistep, plateau')
+    add('--decay-rate', '--dr', type=float, default=0.1, metavar='RATE', help='decay of step, multistep, plateau, poly')
 
 
 def _add_augmentation(add: Callable[..., Any]) -> None:

@@ -2,11 +2,10 @@
 from typing import Any, Callable, Dict
 
 from timm.models._features import FeatureGetterNet, feature_take_indices
-from timm.models._hub import load_model_config_from_path, save_for_hf
+from timm.models._hub import load_model_config_from_path
 
 __all__ = [
     'FeatureGetterNet', 'feature_take_indices', 'load_model_config_from_path', 'report_webdataset_errors',
-    'save_for_hf',
 ]
 
 

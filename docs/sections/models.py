@@ -4,15 +4,9 @@ from typing import List
 import timm
 import torch
 
-import timm_rla  # noqa: F401, registers the models
+from timm_rla.models.warm_start import plain_name  # registers the models, too
 
 from .markdown import table
-
-FAMILIES = {  # prefix of the names: that of the network without layer attention
-    'rla_vector_': '',
-    'rla_se': 'se',
-    'rla_': '',
-}
 
 
 def models() -> List[str]:
@@ -31,19 +25,14 @@ def cifar_models() -> List[str]:
 def _table(names: List[str]) -> List[str]:
     rows = []
     for name in names:
-        plain_name = _plain_name(name)
-        model, plain = _create(name), _create(plain_name)
+        source = plain_name(name)
+        model, plain = _create(name), _create(source)
         total, extra = _count(model), _count(model) - _count(plain)
         fc1 = model.layer1[0].attention.fc1
         rows.append([
             f'`{name}`', model.lstm.input_size, model.lstm.hidden_size, fc1.in_features // fc1.out_features,
-            f'{total:,}', f'`{plain_name}`', f'{extra:,}', f'{100 * extra / _count(plain):.2f}'])
+            f'{total:,}', f'`{source}`', f'{extra:,}', f'{100 * extra / _count(plain):.2f}'])
     return table(['model', 'N', 'M', 'r', 'parameters', 'on top of', 'extra', '%'], rows)
-
-
-def _plain_name(name: str) -> str:
-    prefix = next(prefix for prefix in FAMILIES if name.startswith(prefix))
-    return FAMILIES[prefix] + name.removeprefix(prefix)
 
 
 def _create(name: str) -> torch.nn.Module:

@@ -5,7 +5,7 @@ import pytest
 from timm.utils import update_summary
 
 from timm_rla.common.errors import UserError
-from timm_rla.common.summary import best_row, read_summary, trim_summary, write_row
+from timm_rla.common.summary import read_summary, trim_summary, write_row
 
 ROWS = [dict(epoch=float(e), train_loss=2.5 - e / 10, eval_loss=2 - e / 10, eval_top1=10. * e, eval_top5=50. + e,
              lr=0.1 / (e + 1)) for e in range(4)]
@@ -60,7 +60,7 @@ def test_random_damage(tmp_path):
         rows = read_summary(tmp_path)
         assert [row['epoch'] for row in rows] == sorted({row['epoch'] for row in rows})
         assert all(isinstance(value, float) for row in rows for value in row.values())
-        assert all(row['epoch'] == int(row['epoch']) for row in rows) and best_row(rows, 'top1') in [*rows, None]
+        assert all(row['epoch'] == int(row['epoch']) for row in rows)
 
 
 def test_a_row_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch):
@@ -70,8 +70,3 @@ def test_a_row_that_cannot_be_written_leaves_the_others(tmp_path, monkeypatch):
     with pytest.raises(UserError, match='summary.csv: .*No space left'):
         write_row(tmp_path, ROWS[1])
     assert (tmp_path / 'summary.csv').read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_best(tmp_path):
-    assert best_row(ROWS, 'top1') == ROWS[3] and best_row(ROWS, 'loss') == ROWS[3]
-    assert best_row([dict(epoch=0.)], 'top1') is None

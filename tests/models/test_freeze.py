@@ -10,7 +10,8 @@ from timm.utils import reparameterize_model
 
 import timm_rla
 from timm_rla.analysis.attention import attention_modules
-from timm_rla.models.freeze import plain_name, plain_network
+from timm_rla.models.freeze import plain_network
+from timm_rla.models.warm_start import plain_name
 
 CASES = [
     ('rla_resnet18', {}), ('rla_seresnet18', {}), ('rla_vector_resnet18', {}), ('rla_vector_resnet50', {}),

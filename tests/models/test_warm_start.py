@@ -1,5 +1,6 @@
 """Warm start: an RLA network made from the weights of a network without layer attention returns the same logits."""
 import logging
+import re
 from functools import partial
 from inspect import signature
 
@@ -13,11 +14,12 @@ from timm.data import resolve_data_config
 from timm.layers import BatchNormAct2d, EvoNorm2dB0, FilterResponseNormTlu2d, GroupNormAct
 from timm.models.resnet import Bottleneck, ResNet
 
-from timm_rla.models import registry
 from timm_rla.ops.gated_norm import set_form
 
 PAIRS = sorted({name.split('.')[0] for name in timm.list_pretrained('rla_*')})
-SOURCES = registry._SOURCES
+SOURCES = {  # of each network that without layer attention
+    name: re.fullmatch('rla_(vector_)?(.*)', name)[2] for name in timm.list_models('rla_*', exclude_filters='*_cifar')
+}
 SMALL = dict(layers=(1, 2, 1, 1), channels=(16, 16, 32, 32))
 FULL_SIZE = ('rla_resnet18', 'rla_resnet50')
 IMAGES = randn(2, 3, 64, 64, dtype=torch.float32)

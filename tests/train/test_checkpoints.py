@@ -8,7 +8,6 @@ import torch
 from timm.utils import CheckpointSaver
 
 from timm_rla.common.errors import UserError
-from timm_rla.common.summary import best_row
 from timm_rla.train.checkpoints import Checkpoints, Kept, find_last
 from timm_rla.train.folder import RunFolder
 
@@ -50,9 +49,6 @@ def test_no_number_is_the_worst(tmp_path, decreasing):
     second = {1, 4} if decreasing else {2, 4}
     assert kept_files(tmp_path) == {'last.pth.tar': 4, 'model_best.pth.tar': best,
                                     **{f'checkpoint-{epoch}.pth.tar': epoch for epoch in second}}
-    metric = 'loss' if decreasing else 'top1'
-    rows = [{'epoch': epoch, f'eval_{metric}': value} for epoch, value in enumerate(metrics)]
-    assert best_row(rows, metric)['epoch'] == best and best_row(rows[:1], metric) == rows[0]
 
 
 def test_fewer_are_kept_when_a_run_goes_on_with_fewer(tmp_path):

@@ -8,7 +8,7 @@ import torch.nn as nn
 
 from ..common.device import Placement
 from ..common.errors import UserError, blame
-from ..common.evaluation import images_of_process
+from ..common.evaluation import batches_on_device
 from ..common.files import writing_text
 from ..common.progress import Progress
 from ..common.table import format_columns
@@ -47,22 +47,18 @@ def measure_attention(
     heads = attention_modules(model).values()
     columns = sum(head.fc2.out_features for head in heads) if channels else len(heads)
     moments = Moments.of(torch.zeros(0, columns), torch.zeros(0, dtype=torch.long), num_classes)
-    left = images_of_process(loader, placement)
     model.eval()
     progress = Progress('Attention', len(loader), log_interval, 0, placement.primary)
     with torch.inference_mode(), record_attention(model) as attention, progress:
-        for images, target in loader:
-            images, target = placement.place_batch(images, target)
+        for images, target, own in batches_on_device(loader, placement):
             with placement.autocast():
                 model(images)
-            count = min(len(images), left)
-            left -= count
-            target = target[:count]
-            if count and not 0 <= target.min() <= target.max() < num_classes:
+            target = target[:own]
+            if own and not 0 <= target.min() <= target.max() < num_classes:
                 raise UserError(f'--data-dir: labels {target.min()} to {target.max()}, the model has classes 0 to '
                                 f'{num_classes - 1}')
             values = torch.cat(list(attention.values()), 1) if channels else stack_attention(attention)
-            moments = Moments.merge([moments, Moments.of(values[:count], target, num_classes)])
+            moments = Moments.merge([moments, Moments.of(values[:own], target, num_classes)])
             progress.update(len(images) * placement.world_size)
     return moments.over_processes()
 

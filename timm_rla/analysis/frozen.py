@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 from timm.utils import unwrap_model
 
 from ..common.device import Placement
-from ..common.evaluation import images_of_process
+from ..common.evaluation import batches_on_device
 from ..common.progress import Progress
 from ..models.freeze import plain_network
 from .attention import attention_modules
@@ -136,26 +135,18 @@ def correct_predictions(
         held: Attentions to hold, by the names of blocks: [1, C] for all images, or [K, C] for those of each class.
     """
     correct: List[torch.Tensor] = []
-    left = images_of_process(loader, placement)
     current = dict(held or {})
     model.eval()
     progress = Progress(label, len(loader), log_interval, 0, placement.primary)
     with torch.inference_mode(), held_attention(model, current), progress:
-        for images, target in loader:
-            images, target = placement.place_batch(images, target)
+        for images, target, own in batches_on_device(loader, placement):
             for name, values in (held or {}).items():
                 current[name] = values[target.cpu()] if len(values) > 1 else values
             with placement.autocast():
                 right = model(images).argmax(1) == target
-            count = min(len(images), left)
-            left -= count
-            correct.append(right[:count].cpu())
+            correct.append(right[:own].cpu())
             progress.update(len(images) * placement.world_size)
-    parts = [torch.cat(correct)]
-    if placement.distributed:
-        parts = [parts[0]] * placement.world_size
-        dist.all_gather_object(parts, parts[0])
-    return torch.cat(parts)
+    return torch.cat(placement.gather(correct))
 
 
 class Comparison(NamedTuple):

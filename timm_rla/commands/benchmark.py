@@ -22,17 +22,6 @@ __all__ = ['benchmark_parser', 'main']
 OF_ANY = ('help', 'suite', 'only', 'missing', 'rounds', 'seconds', 'starts', 'threads', 'output')
 
 
-def _positive(kind: type):
-    def parse(text: str):
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f'{text} is not above 0')
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in messages
-    return parse
-
-
 def benchmark_parser() -> OptionParser:
     """Options of the command."""
     forms = '; '.join(f'MODEL+{name}: {suffix.help}' for name, suffix in SUFFIXES.items())
@@ -43,14 +32,13 @@ def benchmark_parser() -> OptionParser:
                     'its benchmark.py.',
         epilog=f'MODEL+KEY=VALUE is a model with an argument. {forms}.',
     )
-    count, seconds = _positive(int), _positive(float)
     add = parser.add_argument_group('What').add_argument
     add('-m', '--model', '--models', dest='models', nargs='+', metavar='MODEL',
         default=['resnet50', 'seresnet50', 'rla_resnet50'], help='models')
     add('--baseline', metavar='MODEL', help='the one that ratios refer to, the first if not given')
     add('--modes', nargs='+', choices=('train', 'infer'), default=['train', 'infer'], help='kinds of steps')
-    add('-b', '--batch-size', type=count, nargs='+', metavar='N', help='batch sizes, 256 if not given')
-    add('--img-size', type=count, metavar='N', help='image size, that of the first model if not given')
+    add('-b', '--batch-size', type=int, nargs='+', metavar='N', help='batch sizes, 256 if not given')
+    add('--img-size', type=int, metavar='N', help='image size, that of the first model if not given')
     add('--device', default=default_device(), help='cpu, cuda or cuda:N')
     add('--precision', default='float32', choices=tuple(PRECISIONS), help='numeric precision')
     add('--channels-last', action='store_true', help='use channels_last memory layout')
@@ -64,12 +52,12 @@ def benchmark_parser() -> OptionParser:
     add('--missing', action='store_true', help='leave out settings that --output has for this machine already')
 
     add = parser.add_argument_group('How').add_argument
-    add('--rounds', type=count, default=25, metavar='N', help='rounds')
-    add('--seconds', type=seconds, default=0.2, metavar='S', help='time of each model in a round, at least one step')
-    add('--starts', type=count, default=3, metavar='N',
+    add('--rounds', type=int, default=25, metavar='N', help='rounds')
+    add('--seconds', type=float, default=0.2, metavar='S', help='time of each model in a round, at least one step')
+    add('--starts', type=int, default=3, metavar='N',
         help='how often the processes are started, since where its memory lies makes one faster than another; the '
              'rounds are shared out among the starts')
-    add('--threads', type=count, metavar='N', help="threads on the CPU, PyTorch's choice if not given")
+    add('--threads', type=int, metavar='N', help="threads on the CPU, PyTorch's choice if not given")
     add('--output', metavar='FILE', help='table to write to, results/benchmark-SUITE.csv for a suite')
     return parser
 

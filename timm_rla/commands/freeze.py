@@ -32,7 +32,8 @@ from ..common.options import (
 )
 from ..common.table import format_columns
 from ..common.trained import completed_epochs, training_options
-from ..models.freeze import plain_arguments, plain_name
+from ..models.freeze import plain_arguments
+from ..models.warm_start import plain_name
 
 __all__ = ['main']
 

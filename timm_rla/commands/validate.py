@@ -116,10 +116,6 @@ def _validate(
     model = compile_model(model, args.torchcompile, args.torchcompile_mode)
     predictions: List[torch.Tensor] = []
     metrics = evaluate(model, loader, place, log_interval=args.log_freq, predictions=predictions)
-    if place.distributed:
-        parts: List[Any] = [None] * place.world_size
-        torch.distributed.all_gather_object(parts, predictions)
-        predictions = [batch for part in parts for batch in part]
     num_classes = network.model.num_classes
     row = OrderedDict(
         model=network.name,
@@ -132,7 +128,7 @@ def _validate(
         crop_pct=data_config['crop_pct'],
         interpolation=data_config['interpolation'],
     )
-    confusion = Confusion.of(*torch.cat(predictions, 1), num_classes)
+    confusion = Confusion.of(*torch.cat(place.gather(predictions), 1), num_classes)
     return row, confusion, class_names(num_classes, loader.dataset, network.label_names)
 
 

@@ -3,9 +3,10 @@ import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from timm.utils.distributed import init_distributed_device_so
 
@@ -47,6 +48,14 @@ class Placement:
     def autocast(self) -> AbstractContextManager:
         """Context of the forward pass."""
         return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()
+
+    def gather(self, items: List[Any]) -> List[Any]:
+        """Items of all processes, in the order of their ranks; the same list in each process."""
+        if not self.distributed:
+            return items
+        parts: List[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
 
 
 def default_device() -> str:

@@ -1,7 +1,7 @@
 """One pass of validation."""
 import math
 from collections import OrderedDict
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -10,15 +10,30 @@ from timm import utils
 from .device import Placement
 from .progress import Progress
 
-__all__ = ['evaluate', 'images_of_process']
+__all__ = ['batches_on_device', 'evaluate']
 
 
-def images_of_process(loader: Any, placement: Placement) -> float:
+def _images_of_process(loader: Any, placement: Placement) -> float:
     """How many images are this process's own: after them timm's sampler repeats some, for all to have as many."""
     dataset = getattr(loader, 'dataset', None)
     if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
         return math.inf
     return len(range(placement.rank, len(dataset), placement.world_size))
+
+
+def batches_on_device(loader: Any, placement: Placement) -> Iterator[Tuple[torch.Tensor, torch.Tensor, int]]:
+    """Batches of a loader on their device, and how many images of each are this process's own; these come first.
+
+    Args:
+        loader: Validation loader of this process.
+        placement: Where the model is.
+    """
+    left = _images_of_process(loader, placement)
+    for images, target in loader:
+        images, target = placement.place_batch(images, target)
+        own = min(len(images), left)
+        left -= own
+        yield images, target, own
 
 
 def _mean_of_own(output: torch.Tensor, target: torch.Tensor) -> Tuple[List[torch.Tensor], int]:
@@ -58,16 +73,13 @@ def evaluate(
     """
     loss_fn = nn.CrossEntropyLoss()
     meters = OrderedDict((name, utils.AverageMeter()) for name in ('loss', 'top1', 'top5'))
-    left = images_of_process(loader, placement)
     model.eval()
     with torch.inference_mode(), Progress(label, len(loader), log_interval, 0, placement.primary) as progress:
-        for images, target in loader:
-            images, target = placement.place_batch(images, target)
+        for images, target, own in batches_on_device(loader, placement):
             with placement.autocast():
                 output = model(images)
                 loss = loss_fn(output, target)
-            count, own = len(images), min(len(images), left)
-            left -= own
+            count = len(images)
             if predictions is not None:
                 predictions.append(torch.stack([target, output.argmax(1)])[:, :own].cpu())
             values = [loss, *utils.accuracy(output, target, topk=(1, 5))]

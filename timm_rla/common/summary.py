@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from .errors import blame
 from .files import writing_text
 
-__all__ = ['SUMMARY', 'best_row', 'is_row', 'metric_key', 'read_summary', 'restore_rows', 'sort_key', 'trim_summary',
+__all__ = ['SUMMARY', 'is_row', 'metric_key', 'read_summary', 'restore_rows', 'sort_key', 'trim_summary',
            'write_row']
 
 SUMMARY = 'summary.csv'
@@ -122,11 +122,3 @@ def metric_key(row: Dict[str, float], metric: str) -> str:
 def sort_key(value: float, decreasing: bool) -> Tuple[bool, float]:
     """What is less the better a value of a metric is; NaN is the worst. `decreasing`: lower is better."""
     return math.isnan(value), value if decreasing else -value
-
-
-def best_row(rows: List[Dict[str, float]], metric: str) -> Optional[Dict[str, float]]:
-    """First row with the best value of a metric, such as 'top1' or 'loss', NaN the worst; None if no row has it."""
-    found = [row for row in rows if metric_key(row, metric) in row]
-    if not found:
-        return None
-    return min(found, key=lambda row: sort_key(row[metric_key(row, metric)], decreasing=metric == 'loss'))

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Tuple
 
-import torch
 from timm.utils import ParseKwargs
 
 from ..common.device import check_device, default_device, default_workers
@@ -42,8 +41,6 @@ def device(name: str) -> str:
     if not re.fullmatch(r'cpu|cuda(:\d+)?', name):
         raise UserError(f'--device {name}: detectors run on cpu, on cuda, or on cuda:N, the GPU of that number')
     check_device(name)
-    if (torch.device(name).index or 0) >= max(1, torch.cuda.device_count()):
-        raise UserError(f'--device {name}: PyTorch finds GPUs up to cuda:{torch.cuda.device_count() - 1}')
     return name
 
 

@@ -1,5 +1,5 @@
 """Optimizer and learning rate of a detector, by iteration."""
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import List, Sequence, Tuple
 
 import torch
@@ -37,13 +37,13 @@ class Schedule:
         def times(iterations: int) -> int:
             return round(iterations * base_batch_size / batch_size)
 
-        return Schedule(**{
-            **asdict(self),
-            'iterations': max(1, times(self.iterations)),
-            'lr': self.lr * batch_size / base_batch_size,
-            'milestones': tuple(map(times, self.milestones)),
-            'warmup_iterations': times(self.warmup_iterations),
-        })
+        return replace(
+            self,
+            iterations=max(1, times(self.iterations)),
+            lr=self.lr * batch_size / base_batch_size,
+            milestones=tuple(map(times, self.milestones)),
+            warmup_iterations=times(self.warmup_iterations),
+        )
 
     def __str__(self) -> str:
         parts = [f'{self.iterations:,} iterations', f'{self.opt}, learning rate {self.lr:g}']

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import List, Optional
 
 from PIL import Image
+from timm.models import save_for_hf
 
-from .._timm import save_for_hf
 from ..common.checkpoint import read_checkpoint, weights_id
 from ..common.errors import UserError, blame
 from ..common.networks import Network, NetworkSpec, restore_network, trained_spec

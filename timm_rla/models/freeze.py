@@ -11,16 +11,11 @@ import torch
 import torch.nn as nn
 
 from .network import RecurrentBlock, RecurrentLayerAttention
-from .warm_start import INPUT_WEIGHTS, differing_keys, is_added, last_norm, scaled_keys
+from .warm_start import INPUT_WEIGHTS, differing_keys, is_added, last_norm, plain_name, scaled_keys
 
-__all__ = ['plain_arguments', 'plain_name', 'plain_network']
+__all__ = ['plain_arguments', 'plain_network']
 
 ARGUMENTS = ('context', 'context_dim', 'hidden_dim', 'reduction', 'vector')  # of layer attention
-
-
-def plain_name(name: str) -> str:
-    """Name of the network without layer attention, such as 'resnet50' for 'rla_vector_resnet50'."""
-    return name.split('.')[0].removeprefix('rla_').removeprefix('vector_')
 
 
 def plain_arguments(name: str, model_kwargs: Dict[str, Any]) -> Dict[str, Any]:

@@ -26,7 +26,7 @@ from .cifar import CifarResNet, RLACifarResNet
 from .download import fetch_weights
 from .features import StageFeatures
 from .network import RecurrentLayerAttention, RLAResNet
-from .warm_start import checkpoint_filter_fn
+from .warm_start import checkpoint_filter_fn, plain_name
 
 __all__ = []  # register_model adds each entry point
 
@@ -52,8 +52,9 @@ def _create_resnet(net: Type[ResNet], variant: str, pretrained: bool = False, **
     return build_model_with_cfg(net, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
-def _backbone_cfgs(name: str, source: str) -> Dict[str, Any]:
+def _backbone_cfgs(name: str) -> Dict[str, Any]:
     """Configurations of a model: a tag for each set of ImageNet weights of its source, or that of its source alone."""
+    source = plain_name(name)
     default = get_pretrained_cfg(source)
     names = sorted(list_pretrained(f'{source}.*'), key=lambda n: (n != f'{source}.{default.tag}', n))  # default first
     cfgs = {n: get_pretrained_cfg(n) for n in names}
@@ -95,24 +96,14 @@ _CIFAR_FAMILIES = {
     'rla_vector_resnet': (RLACifarResNet, _CIFAR_VECTOR),
 }
 
-_SOURCES = {  # what each network is without layer attention
-    'rla_resnet18': 'resnet18',
-    'rla_resnet34': 'resnet34',
-    'rla_resnet50': 'resnet50',
-    'rla_resnet101': 'resnet101',
-    'rla_resnet152': 'resnet152',
-    'rla_seresnet18': 'seresnet18',
-    'rla_seresnet50': 'seresnet50',
-    'rla_seresnet101': 'seresnet101',
-    'rla_vector_resnet18': 'resnet18',
-    'rla_vector_resnet50': 'resnet50',
-    'rla_vector_resnet101': 'resnet101',
-    'rla_resnet50d': 'resnet50d',
-    'rla_resnext50_32x4d': 'resnext50_32x4d',
-}
+_IMAGENET = (
+    'rla_resnet18', 'rla_resnet34', 'rla_resnet50', 'rla_resnet101', 'rla_resnet152', 'rla_seresnet18',
+    'rla_seresnet50', 'rla_seresnet101', 'rla_vector_resnet18', 'rla_vector_resnet50', 'rla_vector_resnet101',
+    'rla_resnet50d', 'rla_resnext50_32x4d',
+)
 
 default_cfgs = generate_default_cfgs({
-    **{key: cfg for name, source in _SOURCES.items() for key, cfg in _backbone_cfgs(name, source).items()},
+    **{key: cfg for name in _IMAGENET for key, cfg in _backbone_cfgs(name).items()},
     **{f'{family}{depth}_cifar': _cifar_cfg() for family in _CIFAR_FAMILIES for depth in CIFAR_DEPTHS},
 })
 

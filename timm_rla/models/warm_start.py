@@ -15,7 +15,9 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 
 from .network import RecurrentBlock
 
-__all__ = ['INPUT_WEIGHTS', 'checkpoint_filter_fn', 'differing_keys', 'is_added', 'last_norm', 'scaled_keys']
+__all__ = [
+    'INPUT_WEIGHTS', 'checkpoint_filter_fn', 'differing_keys', 'is_added', 'last_norm', 'plain_name', 'scaled_keys',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -23,6 +25,11 @@ _logger = logging.getLogger(__name__)
 INPUT_WEIGHTS = {SEModule: 'fc1.weight', EffectiveSEModule: 'fc.weight', EcaModule: 'conv.weight'}
 SCALING = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU)  # activations f of a norm with f(2x) = 2 f(x)
 LSTM_KEY = 'lstm.weight_ih'  # every checkpoint of an RLA network has it
+
+
+def plain_name(name: str) -> str:
+    """Name of the network without layer attention, such as 'resnet50' for 'rla_vector_resnet50'."""
+    return name.split('.')[0].removeprefix('rla_').removeprefix('vector_')
 
 
 def is_added(key: str) -> bool:

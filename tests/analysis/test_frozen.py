@@ -76,7 +76,7 @@ def test_wrong_network_is_noticed(network, batches, monkeypatch):
     means = {name: torch.full((head.fc2.out_features,), 0.7) for name, head in attention_modules(network).items()}
     monkeypatch.setattr('timm_rla.analysis.frozen.plain_network', lambda model, means, **kwargs: timm.create_model(
         'resnet20_cifar', layers=(1, 1, 1), num_classes=3).double().eval())
-    with pytest.raises(RuntimeError, match='deviates by'):
+    with pytest.raises(ValueError, match='deviates by'):
         freeze_at(network, means, batches[0][0])
 
 

@@ -53,3 +53,43 @@ def test_missing_validation_split_is_named_before_the_work(run, image_folder, tm
     captured = capsys.readouterr()
     assert 'expected; --val-split test takes that one' in captured.err and 'Attention' not in captured.err
     assert not (tmp_path / 'frozen.pth.tar').exists()
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--study', '--val-split', ''], "--study --val-split '': a study is of the accuracy on that split"),
+    (['--output', 'f.safetensors'], '--output f.safetensors: a checkpoint is written'),
+    (['--class-map', 'nope.txt'], '--class-map nope.txt: no such file'),
+])
+def test_bad_input(run, image_folder, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['freeze', str(run / 'last.pth.tar'), '--data-dir', str(image_folder), '--device', 'cpu',
+                     '--workers', '0', '--output', 'frozen.pth.tar', *options]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and 'Attention' not in captured.err and not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_frozen_is_said_before_the_work(image_folder, tmp_path, capsys):
+    options = ['--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']
+    model = ['--model', 'rla_vector_resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', 'attn_layer=eca']
+    assert cli.main([*TRAIN, *model, *options, '--epochs', '1', '--output', str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert cli.main(['freeze', str(tmp_path / 'run' / 'last.pth.tar'), *options]) == 2
+    captured = capsys.readouterr()
+    assert 'EcaModule inside the blocks cannot be rescaled' in captured.err and 'Attention' not in captured.err
+
+
+def test_pooling_precision_and_card(image_folder, tmp_path):
+    """Pooling is that of the run, weights keep their type, and the card says what the network was made of."""
+    options = ['--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']
+    assert cli.main([*TRAIN, *options, '--epochs', '1', '--gp', 'max', '--img-size', '16', '--output',
+                     str(tmp_path)]) == 0
+    folder = tmp_path / 'run'
+    assert cli.main(['curves', str(folder), '--output', str(folder / 'curves.png')]) == 0
+    assert cli.main(['freeze', str(folder / 'last.pth.tar'), *options, '--model-dtype', 'bfloat16']) == 0
+    content = torch.load(folder / 'frozen.pth.tar', weights_only=False)
+    assert all(value.dtype != torch.bfloat16 for value in content['state_dict'].values())
+    assert cli.main(['export', str(folder / 'frozen.pth.tar'), str(tmp_path / 'export')]) == 0
+    card = (tmp_path / 'export' / 'README.md').read_text()
+    assert '**Made of:** `rla_seresnet20_cifar`, each layer attention held at its mean' in card
+    assert 'model: rla_seresnet20_cifar' in card and 'curves.png' not in card
+    assert timm.create_model(f'local-dir:{tmp_path / "export"}').global_pool.pool_type == 'max'

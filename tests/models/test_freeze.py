@@ -122,3 +122,30 @@ def test_modes_are_left_as_they_are():
     modes = {name: module.training for name, module in model.named_modules()}
     timm_rla.freeze_attention(model, BATCHES, **SMALL)
     assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+@pytest.mark.parametrize('pool', ['max', 'avgmax', 'catavgmax', 'fast'])
+def test_pooling_is_that_of_the_network(pool):
+    """Not said again; on one pixel, which the last map of small images has, all poolings are the same."""
+    torch.manual_seed(0)
+    kwargs = dict(SMALL, channels=(8, 16, 32, 32))
+    model = randomise(timm.create_model('rla_resnet18', num_classes=7, global_pool=pool, **kwargs)).eval()
+    frozen = timm_rla.freeze_attention(model, [(torch.randn(2, 3, 32, 32), torch.tensor([0, 6]))], **kwargs)
+    assert frozen.global_pool.pool_type == pool
+    state = {key: value for key, value in frozen.state_dict().items() if not key.startswith('fc.')}
+    same = timm.create_model('resnet18', num_classes=7, global_pool=pool, **kwargs)
+    assert {*same.state_dict()} == {*frozen.state_dict()} and state
+
+
+def test_logits_may_be_zero():
+    model = timm.create_model('rla_resnet18', num_classes=7, **SMALL).eval()
+    nn.init.zeros_(model.fc.weight)
+    nn.init.zeros_(model.fc.bias)
+    frozen = timm_rla.freeze_attention(model, BATCHES, **SMALL)
+    assert not frozen(BATCHES[0][0]).any()
+
+
+def test_labels_of_no_class():
+    model = timm.create_model('rla_resnet18', num_classes=7, **SMALL)
+    with pytest.raises(ValueError, match='^labels 0 to 7: the model has classes 0 to 6'):
+        timm_rla.freeze_attention(model, [(BATCHES[0][0], torch.tensor([0, 7, 6]))], **SMALL)

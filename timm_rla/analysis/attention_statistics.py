@@ -55,7 +55,7 @@ def measure_attention(
                 model(images)
             target = target[:own]
             if own and not 0 <= target.min() <= target.max() < num_classes:
-                raise UserError(f'--data-dir: labels {target.min()} to {target.max()}, the model has classes 0 to '
+                raise UserError(f'labels {target.min()} to {target.max()}: the model has classes 0 to '
                                 f'{num_classes - 1}')
             values = torch.cat(list(attention.values()), 1) if channels else stack_attention(attention)
             moments = Moments.merge([moments, Moments.of(values[:own], target, num_classes)])

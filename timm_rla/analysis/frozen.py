@@ -9,6 +9,7 @@ import torch.nn as nn
 from timm.utils import unwrap_model
 
 from ..common.device import Placement
+from ..common.errors import UserError
 from ..common.evaluation import batches_on_device
 from ..common.progress import Progress
 from ..models.freeze import plain_network
@@ -19,8 +20,8 @@ from .hooks import hooked
 from .moments import Moments
 
 __all__ = [
-    'Comparison', 'block_values', 'compare', 'correct_predictions', 'freeze_at', 'freeze_attention', 'held_attention',
-    'spreads', 'what_attention_carries',
+    'Comparison', 'block_values', 'check_freezes', 'compare', 'correct_predictions', 'freeze_at', 'freeze_attention',
+    'held_attention', 'spreads', 'what_attention_carries',
 ]
 
 TOLERANCE = 1e-10  # of logits in float64, relative to the largest
@@ -39,21 +40,37 @@ def freeze_attention(model: nn.Module, loader: Any, **model_kwargs: Any) -> nn.M
 
     Raises:
         ValueError: The model has no layer attention or no classifier, is folded, pruned or wrapped inside, has an
-            intra-layer attention that cannot be rescaled, or was created with other arguments.
+            intra-layer attention that cannot be rescaled, or was created with other arguments; or a label is not one
+            of its classes.
     """
     model = unwrap_model(model)
-    # With any attention: what cannot be frozen says so before the images are looked at
-    plain_network(
-        model, {name: torch.full((head.fc2.out_features,), 0.5) for name, head in attention_modules(model).items()},
-        **model_kwargs)
-    if not model.num_classes:
-        raise ValueError('the network has no classifier, and so no classes that labels could name')
+    check_freezes(model, **model_kwargs)
     parameter = next(model.parameters())
-    with _eval_mode(model):
-        moments = measure_attention(model, loader, Placement(parameter.device, parameter.dtype), channels=True)
+    try:
+        with _eval_mode(model):
+            moments = measure_attention(model, loader, Placement(parameter.device, parameter.dtype), channels=True)
+    except UserError as e:
+        raise ValueError(str(e)) from e
     means = {name: values[0] for name, values in block_values(model, moments.over_groups().mean).items()}
     images, _ = next(iter(loader))
     return freeze_at(model, means, images[:2], **model_kwargs)
+
+
+def check_freezes(model: nn.Module, **model_kwargs: Any) -> None:
+    """Complain of a network that cannot be frozen, before any images are looked at.
+
+    Args:
+        model: RLA network, not folded.
+        **model_kwargs: Arguments that the network was created with.
+
+    Raises:
+        ValueError: As `freeze_attention`.
+    """
+    heads = attention_modules(model)
+    plain_network(model, {name: torch.full((head.fc2.out_features,), 0.5) for name, head in heads.items()},
+                  **model_kwargs)
+    if not model.num_classes:
+        raise ValueError('the network has no classifier, and so no classes that labels could name')
 
 
 def block_values(model: nn.Module, values: torch.Tensor) -> Dict[str, torch.Tensor]:
@@ -98,8 +115,7 @@ def freeze_at(
         The network, in eval mode, with the type and the device of `model`.
 
     Raises:
-        RuntimeError: In float64, logits differ by more than 1e-10 of the largest.
-        ValueError: As `plain_network`.
+        ValueError: As `plain_network`; or, in float64, logits differ by more than 1e-10 of the largest.
     """
     exact = copy.deepcopy(model).cpu().double().eval()
     plain = plain_network(exact, means, **model_kwargs)
@@ -107,9 +123,10 @@ def freeze_at(
     with torch.no_grad():
         with held_attention(exact, means):
             expected = exact(images)
-        deviation = ((plain(images) - expected).abs().max() / expected.abs().max()).item()
-    if not deviation <= TOLERANCE:
-        raise RuntimeError(f'the plain network deviates by {deviation:.1e} from the one with constant attentions')
+        deviation, largest = (plain(images) - expected).abs().max().item(), expected.abs().max().item()
+    if not deviation <= TOLERANCE * largest:
+        raise ValueError(f'the plain network deviates by {deviation:.1e} from the one with constant attentions, whose '
+                         f'largest logit is {largest:.1e}')
     parameter = next(model.parameters())
     return plain.to(device=parameter.device, dtype=parameter.dtype)
 

@@ -1,5 +1,6 @@
 """`timm-rla freeze CHECKPOINT --data-dir DATA`: make timm's plain network of one that was trained with attention."""
 import argparse
+import copy
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..analysis.attention import attention_modules
 from ..analysis.attention_statistics import measure_attention
 from ..analysis.frozen import (
     block_values,
+    check_freezes,
     compare,
     correct_predictions,
     freeze_at,
@@ -68,6 +70,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = freeze_parser().parse_args(argv)
     output = Path(args.output) if args.output else Path(args.checkpoint).with_name('frozen.pth.tar')
+    if output.suffix == '.safetensors':
+        raise UserError(f'--output {output}: a checkpoint is written, as of training; .pth.tar is its ending')
+    if args.study and not args.val_split:
+        raise UserError("--study --val-split '': a study is of the accuracy on that split")
     study_output = output.with_name(output.name.removesuffix('.tar').removesuffix('.pth') + '.json')
     outputs = [('--output', output)] + [('--study', study_output)] * args.study
     for option, path in outputs:
@@ -84,7 +90,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     network = restore_network(spec, content, source, verbose=place.primary)
     if not attention_modules(network.model):
         raise UserError(f'{source}: {network.name} has no layer attention; networks rla_* have')
-    model = place.place_model(network.model)
+    with blame(source, ValueError):
+        check_freezes(network.model, **spec.model_kwargs)
+    model = place.place_model(copy.deepcopy(network.model))  # the weights themselves keep their type
     loader = validation_loader(args, network, place)
     evaluation = validation_loader(args, network, place, '--val-split') if args.val_split else None
     moments = measure_attention(model, loader, place, args.log_freq, channels=True)
@@ -93,8 +101,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     whole = block_values(model, moments.over_groups().mean)
     images, _ = next(iter(loader))
     with blame(source, ValueError):
-        plain = freeze_at(model, {name: mean[0] for name, mean in whole.items()}, images[:2], **spec.model_kwargs)
-    plain = place.place_model(plain)
+        frozen_model = freeze_at(
+            network.model, {name: mean[0] for name, mean in whole.items()}, images[:2], **spec.model_kwargs)
+    plain = place.place_model(copy.deepcopy(frozen_model))
     study: Dict[str, Any] = dict(
         model=network.name, epoch=completed_epochs(content, source) - 1, split=args.split,
         images=int(moments.count.sum()), blocks=spreads(moments, model))
@@ -113,7 +122,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             (name, *(f'{block[key]:.4f}' for key in columns)) for name, block in study['blocks'].items())], left=1))
         if args.study:
             _write_study(study, study_output)
-        _save(plain, completed_epochs(content, source) - 1, {**options, 'model_kwargs': spec.model_kwargs}, output)
+        _save(frozen_model, completed_epochs(content, source) - 1,
+              {**options, 'model_kwargs': spec.model_kwargs}, output)
         print(output)
 
 
@@ -126,7 +136,9 @@ def _write_study(study: Dict[str, Any], path: Path) -> None:
 def _save(plain: torch.nn.Module, epoch: int, options: Dict[str, Any], output: Path) -> None:
     """Write a checkpoint as timm's training does, of the plain network."""
     kwargs = plain_arguments(plain_name(options['model']), options['model_kwargs'])
-    args = argparse.Namespace(**{**options, 'model': plain_name(options['model']), 'model_kwargs': kwargs})
+    trained = {key: options[key] for key in ('model', 'model_kwargs')}
+    args = argparse.Namespace(
+        **{**options, 'model': plain_name(options['model']), 'model_kwargs': kwargs, 'frozen_from': trained})
     with blame(f'--output {output}', OSError, RuntimeError), replacing(output) as temporary:
         torch.save(dict(
             epoch=epoch, arch=args.model, args=args,

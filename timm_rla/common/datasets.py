@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 TYPES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of timm's datasets
+CLASS_MAPS = ('.txt', '.pkl')  # endings of files that timm reads
 _MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # of Pillow, by the number of channels
 
 
@@ -160,6 +161,8 @@ def open_dataset(
         _check_name(source.dataset)
     else:
         check_folder(source.data_dir, split, split_option)
+    if source.class_map:
+        _check_class_map(source.class_map, source.data_dir)
     create = _creation(source, split, in_chans, num_samples, batch_size, **kwargs)
     dataset = create(source.class_map)
     if names and not source.class_map:
@@ -221,6 +224,14 @@ def _check_name(dataset: str) -> None:
         hint = f'; torch/{dataset}?' if not slash else ''
         raise UserError(f'--dataset {dataset}: no type of dataset; a name is <type>/<name>, the types are '
                         f'{", ".join(f"{name}/" for name in TYPES)}{hint}')
+
+
+def _check_class_map(path: str, root: Optional[str]) -> None:
+    """Complain of a file that timm would not find, in the current folder or in that of the data, or not read."""
+    if not any(map(os.path.isfile, (path, os.path.join(root or '', path)))):
+        raise UserError(f'--class-map {path}: no such file')
+    if not path.lower().endswith(CLASS_MAPS):
+        raise UserError(f'--class-map {path}: the ending must be {" or ".join(CLASS_MAPS)}')
 
 
 # Classes -----------------------------------------------------------------------------------------------------------

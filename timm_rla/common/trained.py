@@ -82,6 +82,8 @@ EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of options that later commands
     'bn_eps': is_number,
     'label_names': every(is_text),
     'input_img_mode': is_text,
+    'frozen_from': lambda value: (isinstance(value, dict) and is_text(value.get('model'))
+                                  and isinstance(value.get('model_kwargs'), dict)),
 }
 
 

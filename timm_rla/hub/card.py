@@ -116,8 +116,10 @@ def build_card(
     dataset = dataset_name or (options.get('dataset') or '').split('/', 1)[-1] or None  # an image folder has no name
     name = repo_id.split('/')[-1]
     has_attention = options['model'].startswith('rla_')
+    trained = options.get('frozen_from')  # what `timm-rla freeze` has made it of
     facts = {
         'Architecture': f'`{options["model"]}`',
+        'Made of': f'`{trained["model"]}`, each layer attention held at its mean' if trained else None,
         'Parameters': f'{sum(p.numel() for p in network.model.parameters()):,}',
         'Input': ' x '.join(map(str, network.data_config['input_size'])),
         'Classes': _classes(network),
@@ -133,8 +135,8 @@ def build_card(
         *([_accuracy(row)] if row is not None else []),
         *(f'![{_PICTURE_TEXTS[picture]}]({picture})' for picture in pictures),
         _USE.format(repo_id=repo_id),
-        '## Recipe\n\n```yaml\n' + yaml.safe_dump(recipe(options), sort_keys=False) + '```',
-        *([f'## Citation\n\n```bibtex\n{_CITATION}\n```'] if has_attention else []),
+        '## Recipe\n\n```yaml\n' + yaml.safe_dump(recipe({**options, **(trained or {})}), sort_keys=False) + '```',
+        *([f'## Citation\n\n```bibtex\n{_CITATION}\n```'] if has_attention or trained else []),
     ]
     header = _metadata(name, row, dataset, license_id).to_yaml()
     return ModelCard(f'---\n{header}\n---\n\n' + '\n\n'.join(parts) + '\n')

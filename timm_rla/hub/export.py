@@ -42,7 +42,7 @@ def export(
 
     Args:
         checkpoint: Checkpoint of a training run.
-        directory: Folder to write, new or empty. It is there as a whole or not at all.
+        directory: Folder to write, new or empty. A new one is there as a whole or not at all.
         use_ema: Take the EMA weights.
         dataset_name: Name of the dataset for the card, instead of that in the checkpoint.
         license_id: Licence for the card.
@@ -66,7 +66,7 @@ def export(
                         'so, others will read images by the number of channels')
     run_dir, epochs = checkpoint.parent, completed_epochs(content, source)
     epoch = epochs - 1 if epochs else None
-    pictures = _pictures(checkpoint, use_ema)
+    pictures = [] if options.get('frozen_from') else _pictures(checkpoint, use_ema)  # which are of the run
     card = build_card(
         network,
         options,
@@ -79,16 +79,19 @@ def export(
         license_id=license_id,
     )
     with blame(str(directory), OSError):
+        new = not directory.exists()
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f'.{directory.name}.') as temporary:
+        with tempfile.TemporaryDirectory(dir=directory.parent if new else directory, prefix='.export.') as temporary:
             folder = Path(temporary) / 'export'
             _save(network, folder, spec)
             for name in pictures:
                 shutil.copy(run_dir / name, folder)
             card.save(folder / 'README.md')
-            if directory.exists():
-                directory.rmdir()
-            os.rename(folder, directory)
+            if new:
+                os.rename(folder, directory)
+            else:  # it may be the current folder, or a mounted one, and stays
+                for path in list(folder.iterdir()):
+                    os.rename(path, directory / path.name)
     return directory
 
 

@@ -10,10 +10,10 @@ from helpers import SUMMARY_HEADER, small_table, write_run
 
 from timm_rla.common.errors import UserError
 from timm_rla.reproduce.plan import Run, load_table
-from timm_rla.reproduce.plots import plot_curves, plot_differences
+from timm_rla.reproduce.plots import plot_attentions, plot_curves, plot_differences
 from timm_rla.reproduce.report import paired_interval, report_rows, title, write_csv, write_markdown
 from timm_rla.reproduce.runs import Results
-from timm_rla.reproduce.studies import markdown_lines, read_studies
+from timm_rla.reproduce.studies import Studied, markdown_lines, read_studies
 
 
 def test_interval_against_the_formula():
@@ -94,7 +94,7 @@ def test_report_of_detectors(tmp_path):
     ((8., None, 7.), ['here, with 95 % interval', 'paper']),  # the first difference has none
     ((None, 8., 7.), ['here, with 95 % interval']),  # no plain figure to compare with
 ])
-def test_legend_of_differences(tmp_path, monkeypatch, papers, legend):
+def test_legend_of_differences(tmp_path, figures, papers, legend):
     table = small_table(only=['rla', 'se'])
     results = Results(tmp_path / 'out', table, 2, [])
     for cell in table.cells:
@@ -102,10 +102,59 @@ def test_legend_of_differences(tmp_path, monkeypatch, papers, legend):
             write_run(results, Run(cell, seed), 90. + seed)
     rows = [replace(row, cell=replace(row.cell, paper={} if figure is None else {'error': figure}))
             for row, figure in zip(report_rows(results, [0, 1]), papers)]
-    figures = []
-    monkeypatch.setattr('timm_rla.reproduce.plots.save_picture', lambda figure, output: figures.append(figure))
     plot_differences(rows, 'error', '', tmp_path / 'a.png')
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == legend
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures that are drawn, which are not written."""
+    drawn = []
+    monkeypatch.setattr('timm_rla.reproduce.plots.save_picture', lambda figure, output: drawn.append(figure))
+    return drawn
+
+
+def test_curves_of_one_epoch_of_many_networks(tmp_path, figures):
+    """Points can be seen, lines told apart, and no network is missing from the legend."""
+    table = small_table()
+    table = replace(table, cells=[replace(cell, name=f'_{cell.name}') for cell in table.cells])
+    results = Results(tmp_path / 'out', table, 1, [])
+    for cell in table.cells:
+        write_run(results, Run(cell, 0), 90., epochs=1)
+    plot_curves(results, report_rows(results, [0]), '', tmp_path / 'a.png')
+    lines = figures[0].axes[1].get_lines()
+    assert len(lines) == len(table.cells) == 8 and all(line.get_marker() == 'o' for line in lines)
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 8
+    legend = [text.get_text().strip() for text in figures[0].axes[1].get_legend().get_texts()]
+    assert legend == [f'{cell.name}, n = 1' for cell in table.cells]
+
+
+def test_values_that_no_axis_holds(tmp_path):
+    results = Results(tmp_path / 'out', small_table(only=['plain']), 2, [])
+    run = Run(results.table.cells[0], 0)
+    write_run(results, run, 91.)
+    file = results.path / run.name / 'summary.csv'
+    file.write_text(file.read_text().replace(',1.0,1.0,', ',1e308,1.0,'))
+    assert plot_curves(results, report_rows(results, [0]), '', tmp_path / 'a.png').stat().st_size > 0
+    file.write_text(file.read_text().replace('\n1,', f'\n{"9" * 26},'))
+    assert not report_rows(results, [0])[0].values  # its last epoch is none
+
+
+def test_attentions_of_networks_with_other_blocks(figures, tmp_path):
+    table = load_table('table2', [20, 32], ['cifar10'], ['rla'])
+    shallow, deep = (cell for cell in table.cells if cell.key == 'rla')
+
+    def study(blocks):
+        change_of = dict(difference=.1, interval=[0., .2])
+        return dict(means=change_of, class_means=change_of, split='few', held=dict.fromkeys(blocks, change_of),
+                    blocks=dict.fromkeys(blocks, dict(mean=.5, std=.1, class_std=.1)))
+
+    studied = [Studied(shallow, [0], [study(['a', 'b'])]), Studied(deep, [0], [study(['a', 'b', 'c'])])]
+    plot_attentions(studied, '', tmp_path / 'a.png')
+    names = [[text.get_text() for text in ax.get_xticklabels()] for ax in figures[0].axes]
+    assert names == [['a', 'b']] * 2 + [['a', 'b', 'c']] * 2
+    assert [len(ax.get_lines()[0].get_xdata()) for ax in figures[0].axes] == [2, 2, 3, 3]
+    assert 'images of the split few' in '\n'.join(markdown_lines(studied))
 
 
 def test_studies(tmp_path):

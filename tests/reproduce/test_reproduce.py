@@ -7,11 +7,12 @@ import time
 
 import pytest
 import yaml
-from helpers import small_table
+from helpers import small_table, write_run
 
 import timm_rla_cli as cli
 from timm_rla.common.options import parse
-from timm_rla.reproduce.runs import Results
+from timm_rla.reproduce.plan import Run
+from timm_rla.reproduce.runs import Results, _outcome
 from timm_rla.reproduce.tasks import TASKS
 
 COMMON = ['--depth', '20', '--datasets', 'cifar10', '--only', 'rla', '--dataset', '', '--device', 'cpu', '--img-size',
@@ -85,6 +86,10 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     (['--seeds', '0', '-1'], ['--seeds -1', 'from 0']),
     (['--experiment', 'x'], ['--experiment x']),
     (['--resume', 'foo'], ['--resume foo']),
+    (['--start-epoch', '1'], ['--start-epoch 1']),
+    (['--no-resume-opt'], ['--no-resume-opt']),
+    (['--val-split', ''], ["--val-split ''", 'no top-1 error to report']),
+    (['--data-note', 'a\nb'], ['--data-note', 'line breaks']),
     (['-c', 'cifar100'], ['--config cifar100']),
     (['--only', 'gmp', '--model-kwargs', 'context=gap'], ['--model-kwargs context=gap', 'context=gmp']),
     (['--sched', 'foo'], ['--sched foo', 'multistep']),
@@ -187,3 +192,76 @@ def test_asked_to_stop(image_folder, tmp_path):
     assert len(list(run.glob('recovery-*.pth.tar'))) == 1
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+SMALL = ['reproduce', 'table1', '--depth', '20', '--datasets', 'cifar10', '--only', 'rla', '--seeds', '0']
+
+
+def test_a_folder_among_the_options(tmp_path, capsys):
+    assert cli.main([*SMALL[:2], 'photos', *SMALL[2:], '--epochs', '30', '--output', str(tmp_path / 'out'), '--print']) == 0
+    for line in capsys.readouterr().out.splitlines():
+        args = parse(TASKS['classification'].parser(), shlex.split(line)[4:])
+        assert args.data == 'photos' and args.decay_milestones == [16, 23]
+
+
+def test_recipes_are_those_of_the_package(tmp_path, capsys, monkeypatch):
+    """Whatever lies in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'cifar10').write_text('lr: 0.5')
+    assert cli.main([*SMALL, '--print']) == 0
+    line = shlex.split(capsys.readouterr().out.splitlines()[0])[4:]
+    assert parse(TASKS['classification'].parser(), line).lr == 0.1
+
+
+@pytest.mark.parametrize('options, code', [
+    (['--dataset=', '--data-dir', 'a', '-j', '1'], 0), (['--data-dir', 'a', '--device', 'cpu', '--dataset='], 0),
+    (['--dataset', '', '--data-dir', 'b'], 2), (['--dataset', '', '--data-dir', 'a', '--lr', '0.2'], 2),
+], ids=str)
+def test_the_same_options_otherwise_written(tmp_path, capsys, options, code):
+    """Those that say where and how runs go may be others."""
+    out = ['--output', str(tmp_path / 'out')]
+    assert cli.main([*SMALL, '--dataset', '', '--data-dir', 'a', '-j', '4', *out, '--print']) == 0
+    (tmp_path / 'out' / 'cifar10-20-plain-seed0').mkdir()
+    assert cli.main([*SMALL, *options, *out, '--report']) == code
+    assert code == 0 or 'choose another folder' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('options, jobs', [
+    ([], 1), (['--devices', 'cpu', 'cuda:1'], 2), (['--devices', 'cpu', 'cuda:1', '--jobs', '3'], 3)])
+def test_a_run_at_a_time_for_each_device(tmp_path, monkeypatch, options, jobs):
+    found = []
+    monkeypatch.setattr('timm_rla.commands.reproduce.run_all', lambda results, runs, *args: found.append(args) or [])
+    assert cli.main([*SMALL, '--output', str(tmp_path / 'out'), *options]) == 0
+    assert found == [(jobs, ['cpu', 'cuda:1'] if options else [])]
+
+
+def test_a_folder_in_the_place_of_a_log(tmp_path, capsys):
+    (tmp_path / 'out' / 'cifar10-20-rla-seed0.log').mkdir(parents=True)
+    (tmp_path / 'out' / 'table.yaml').write_text(yaml.safe_dump(dict(table='table1', epochs=None, options=[])))
+    assert cli.main([*SMALL, '--output', str(tmp_path / 'out')]) == 2
+    assert 'cifar10-20-rla-seed0.log' in capsys.readouterr().err
+
+
+def test_the_reason_of_a_failure_is_the_error(tmp_path):
+    """Not what another process writes to the same log, nor what an earlier start has written."""
+    results, run = Results(tmp_path, small_table(), 2, []), Run(small_table().cells[0], 0)
+    log = tmp_path / f'{run.name}.log'
+    log.write_text('timm-rla train: error: earlier\n')
+    begin = log.stat().st_size
+    with open(log, 'a') as f:
+        f.write('timm-rla train: error: locked\nEpoch 2/9  train loss 1\n')
+    assert _outcome(results, run, 2, begin) == 'failed: timm-rla train: error: locked'
+
+
+def test_pictures_of_runs_that_are_gone_go(tmp_path):
+    results = Results(tmp_path / 'out', small_table(only=['rla']), 2, [])
+    results.record()
+    for cell in results.table.cells:
+        write_run(results, Run(cell, 0), 90.)
+    command = [*SMALL, '--epochs', '2', '--output', str(tmp_path / 'out'), '--report']
+    assert cli.main(command) == 0 and (tmp_path / 'out' / 'curves.png').is_file()
+    for summary in (tmp_path / 'out').glob('*/summary.csv'):
+        summary.unlink()
+    assert cli.main(command) == 0
+    assert {path.name for path in (tmp_path / 'out').iterdir() if path.is_file() and path.name[0] != '.'} == {
+        'report.csv', 'report.md', 'table.yaml'}

@@ -118,6 +118,21 @@ def test_a_table_of_ones_own(tmp_path):
     assert plain['lr'] == 0.2 and plain['decay_milestones'] == [4, 5]
 
 
+def test_values_that_begin_with_a_minus(tmp_path):
+    (tmp_path / 'starts.yaml').write_text(OWN.replace('amp: true', 'head_init_bias: -0.00001').replace(
+        "'start-{depth}-{seed}.pth.tar'", "'-{seed}.pth'"))
+    table = load_table(str(tmp_path / 'starts.yaml'))
+    args = parse(table.task.parser(), train_options(table.task, Run(table.cells[1], 4), 6, []))
+    assert (args.head_init_bias, args.initial_checkpoint) == (-1e-05, '-4.pth')
+
+
+@pytest.mark.parametrize('options, parameters', [
+    ([], 269_722), (['--in-chans', '1'], 269_722 - 2 * 16 * 9), (['--num-classes', '7'], 269_722 - 3 * 65)])
+def test_size_is_that_of_the_networks_that_are_trained(tmp_path, options, parameters):
+    table = small_table(only=['plain'])
+    assert Results(tmp_path / 'out', table, None, options).parameters == {table.cells[0]: parameters}
+
+
 def test_a_table_of_ones_own_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'starts.yaml').write_text(OWN)

@@ -14,6 +14,8 @@ from ..reproduce.runs import Results, run_all, shell_commands
 
 __all__ = ['main']
 
+CURVES, DIFFERENCES, ATTENTIONS = PICTURES = ('curves.png', 'differences.png', 'attentions.png')  # of a report
+
 
 def reproduce_parser() -> OptionParser:
     parser = OptionParser(
@@ -32,7 +34,7 @@ def reproduce_parser() -> OptionParser:
     add('--depth', nargs='+', type=int, metavar='N', help='other depths than those of the paper')
     add('--datasets', nargs='+', metavar='NAME', help='some of its data sets')
     add('--only', nargs='+', metavar='CELL', help='some of its networks; the plain one is always there')
-    add('--jobs', type=int, metavar='K', help='runs at a time, one if not given')
+    add('--jobs', type=int, metavar='K', help='runs at a time, one for each device if not given')
     add('--devices', nargs='+', metavar='DEVICE', help='devices that the runs are spread over')
     add('--print', action='store_true', help='print a shell command for each missing run, and run nothing')
     add('--report', action='store_true', help='write the report of the runs that are there, and run nothing')
@@ -47,6 +49,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         for other in ('report', 'jobs', 'devices'):
             if getattr(args, name) and name != other and getattr(args, other):
                 raise UserError(f'--{name} --{other}: --{name} runs nothing; one of the two')
+    if not args.data_note.isprintable():
+        raise UserError(f'--data-note {args.data_note!r}: line breaks cannot be in it')
     seeds = list(dict.fromkeys(args.seeds))
     table = load_table(args.table, args.depth, args.datasets, args.only)
     task = table.task
@@ -66,7 +70,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     failed = []
     if not args.report:
         with results.locked():
-            failed = run_all(results, runs, args.jobs or 1, args.devices or [])
+            failed = run_all(results, runs, args.jobs or len(args.devices or ['']), args.devices or [])
     elif not results.recorded:
         raise UserError(f'--report --output {results.path}: nothing has been run or printed there for this table with '
                         'these options')
@@ -94,14 +98,16 @@ def report(results: Results, seeds: List[int], note: str) -> List[Path]:
         ]
         if any(row.values for row in rows):
             written += [
-                plot_curves(results, rows, heading, folder / 'curves.png'),
-                plot_differences(rows, task.measure, heading, folder / 'differences.png'),
+                plot_curves(results, rows, heading, folder / CURVES),
+                plot_differences(rows, task.measure, heading, folder / DIFFERENCES),
             ]
         if studied:
-            written.append(plot_attentions(studied, heading, folder / 'attentions.png'))
+            written.append(plot_attentions(studied, heading, folder / ATTENTIONS))
         files = [results.path / path.name for path in written]
         for file in files:
             check_writable(file, '--output')
         for path, file in zip(written, files):
             os.replace(path, file)
+        for name in set(PICTURES) - {path.name for path in written}:
+            (results.path / name).unlink(missing_ok=True)  # of runs that are not there any more
     return files

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from .errors import blame
 from .files import writing_text
+from .trained import EPOCHS
 
 __all__ = ['SUMMARY', 'is_row', 'metric_key', 'read_summary', 'restore_rows', 'sort_key', 'trim_summary',
            'write_row']
@@ -64,7 +65,7 @@ def _row(header: List[str], cells: List[str]) -> Optional[Dict[str, float]]:
     except ValueError:
         return None
     epoch = row.get(EPOCH, -1)
-    return row if math.isfinite(epoch) and epoch >= 0 and epoch == int(epoch) else None
+    return row if 0 <= epoch < EPOCHS and epoch == int(epoch) else None
 
 
 def is_row(value: Any) -> bool:

@@ -17,8 +17,8 @@ from .errors import UserError
 from .ranges import RANGES, check_ranges
 
 __all__ = [
-    'NOT_ARCHITECTURE', 'architecture_arguments', 'check_sizes', 'completed_epochs', 'every', 'is_count', 'is_number',
-    'is_text', 'training_options',
+    'EPOCHS', 'NOT_ARCHITECTURE', 'architecture_arguments', 'check_sizes', 'completed_epochs', 'every', 'is_count',
+    'is_number', 'is_text', 'training_options',
 ]
 
 _logger = logging.getLogger(__name__)

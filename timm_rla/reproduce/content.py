@@ -21,7 +21,7 @@ GIVEN = {  # options of a run that cannot be chosen, as --config would be by ano
     'config': 'the recipe is that of the data set; its options can be given',
     'seed': '--seeds says which seeds there are',
     'experiment': 'each run has a folder of its own name',
-    'resume': 'a run goes on by itself',
+    **dict.fromkeys(('resume', 'no_resume_opt', 'start_epoch'), 'a run goes on by itself'),
 }
 
 

@@ -1,11 +1,12 @@
 """Pictures of a table: training and validation curves (Figure 3), and all differences with their intervals."""
 from pathlib import Path
-from typing import Any, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
 from ..analysis.attention_plot import label_blocks
-from ..common.plotting import COLORS, save_picture, subplots, tidy_axes
+from ..analysis.curves import LARGEST, STYLES
+from ..common.plotting import COLORS, plain_label, save_picture, subplots, tidy_axes
 from .plan import Run
 from .report import Row
 from .runs import Results
@@ -43,10 +44,10 @@ def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Pat
                 lines = [{task.done(line): line for line in results.rows(Run(row.cell, seed))} for seed in row.values]
                 steps = sorted(set(lines[0]).intersection(*lines))  # a row may be damaged in one of the runs
                 runs = [[run[step] for step in steps] for run in lines]
-                color, label = COLORS[index % len(COLORS)], f'{row.cell.name}, n = {len(runs)}'
-                _draw_band(ax, steps, [[metric.value(line) for line in run] for run in runs], color, label)
+                style = dict(_style(index), label=plain_label(f'{row.cell.name}, n = {len(runs)}'))
+                _draw_band(ax, steps, [[metric.value(line) for line in run] for run in runs], style)
                 if metric == task.metrics[0]:
-                    _draw_band(left, steps, [[line['train_loss'] for line in run] for run in runs], color, label)
+                    _draw_band(left, steps, [[line['train_loss'] for line in run] for run in runs], style)
             ax.set(xlabel=task.unit.capitalize(), ylabel=f'{metric.name}, {panel[0].cell.dataset} (%)')
         left.set(xlabel=task.unit.capitalize(), ylabel='Training loss')
         right[-1].legend(frameon=False, fontsize='small')
@@ -54,10 +55,16 @@ def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Pat
     return save_picture(figure, output)
 
 
-def _draw_band(axes: Any, steps: Sequence[int], runs: Sequence[Sequence[float]], color: str, label: str) -> None:
+def _style(index: int) -> Dict[str, Any]:
+    """Of a line, for more networks than there are colours."""
+    return dict(color=COLORS[index % len(COLORS)], linestyle=STYLES[index // len(COLORS) % len(STYLES)], linewidth=1.2)
+
+
+def _draw_band(axes: Any, steps: Sequence[int], runs: Sequence[Sequence[float]], style: Dict[str, Any]) -> None:
     values = np.array(runs)  # [seeds, steps]
-    axes.plot(steps, values.mean(0), color=color, linewidth=1.2, label=label)
-    axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+    values[abs(values) >= LARGEST] = np.nan  # no axis could be drawn for them
+    axes.plot(steps, values.mean(0), marker='o' if len(steps) == 1 else None, **style)  # one step has no line
+    axes.fill_between(steps, values.min(0), values.max(0), color=style['color'], alpha=0.2, linewidth=0)
     tidy_axes(axes)
 
 
@@ -88,7 +95,7 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
     if paper:
         axes.plot(*zip(*paper), 'D', color=COLORS[1], markersize=4, label='paper')
     axes.set_yticks(range(len(shown)), [
-        f'{row.cell.name}, {row.cell.dataset}, {f"{row.metric.name}, " if several else ""}n = {row.pairs}'
+        f'{plain_label(row.cell.name)}, {row.cell.dataset}, {f"{row.metric.name}, " if several else ""}n = {row.pairs}'
         for row in shown])
     axes.invert_yaxis()
     better = 'left' if rows[0].metric.lower_is_better else 'right'
@@ -103,27 +110,31 @@ def plot_attentions(studied: Sequence[Studied], heading: str, output: Path) -> P
     """Attention of each block with its standard deviation over images, and what is lost where it is held at its mean.
 
     Args:
-        studied: Cells with their studies, one or more.
+        studied: Cells with their studies, one or more; those with the same blocks share a row of panels.
         heading: Title of the picture.
         output: File to write; PNG, SVG or PDF by its ending.
     """
-    figure, (left, right) = subplots(1, 2, figsize=(9, 4.4))
-    for index, entry in enumerate(studied):
-        blocks = np.arange(len(entry.blocks()))
-        mean, std = (np.array([entry.spread(block, column) for block in entry.blocks()]).mean(1)  # over seeds
-                     for column in ('mean', 'std'))
-        held = np.array([entry.held(block) for block in entry.blocks()])  # [L, seeds]
-        color = COLORS[index % len(COLORS)]
-        left.plot(blocks, mean, 'o-', color=color, markersize=3, linewidth=1.2, label=entry.cell.name)
-        left.fill_between(blocks, mean - std, mean + std, color=color, alpha=0.25, linewidth=0)
-        right.plot(blocks, held.mean(1), 'o-', color=color, markersize=3, linewidth=1.2)
-        right.fill_between(blocks, held.min(1), held.max(1), color=color, alpha=0.2, linewidth=0)
-    left.set(ylabel='Attention, mean and std over images', ylim=(0, 1))
-    right.set(ylabel='Error added, this block held at its mean (points)')
-    right.axhline(0, color='black', linewidth=0.8)
-    for ax in (left, right):
-        tidy_axes(ax)
-        label_blocks(ax, studied[0].blocks())
-    left.legend(frameon=False, fontsize='small')
+    rows: Dict[Tuple[str, ...], List[Studied]] = {}
+    for entry in studied:
+        rows.setdefault(tuple(entry.blocks()), []).append(entry)
+    figure, axes = subplots(len(rows), 2, squeeze=False, figsize=(9, 0.6 + 3.8 * len(rows)))
+    for (left, right), (names, entries) in zip(axes, rows.items()):
+        blocks = np.arange(len(names))
+        for index, entry in enumerate(entries):
+            mean, std = (np.array([entry.spread(name, column) for name in names]).mean(1)  # over seeds
+                         for column in ('mean', 'std'))
+            held = np.array([entry.held(name) for name in names])  # [L, seeds]
+            style = dict(_style(index), marker='o', markersize=3)
+            left.plot(blocks, mean, label=plain_label(entry.cell.name), **style)
+            left.fill_between(blocks, mean - std, mean + std, color=style['color'], alpha=0.25, linewidth=0)
+            right.plot(blocks, held.mean(1), **style)
+            right.fill_between(blocks, held.min(1), held.max(1), color=style['color'], alpha=0.2, linewidth=0)
+        left.set(ylabel='Attention, mean and std over images', ylim=(0, 1))
+        right.set(ylabel='Error added, this block held at its mean (points)')
+        right.axhline(0, color='black', linewidth=0.8)
+        for ax in (left, right):
+            tidy_axes(ax)
+            label_blocks(ax, names)
+        left.legend(frameon=False, fontsize='small')
     figure.suptitle(heading, fontsize='medium', wrap=True)
     return save_picture(figure, output)

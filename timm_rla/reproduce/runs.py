@@ -1,4 +1,5 @@
 """Running what a table needs: each cell and seed an ordinary training run in a folder of its own."""
+import re
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from ..common.errors import UserError, blame
 from ..common.files import replacing
 from ..common.lock import exclusive
 from ..common.options import parse
-from ..common.recipes import find_recipe
+from ..common.recipes import recipes
 from ..common.stopping import Stopped, StopRequest
 from ..common.summary import SUMMARY, read_summary
 from ..common.yaml_files import read_mapping
@@ -51,6 +52,9 @@ class Results:
         self.settings = {'table': table.name, f'{table.task.unit}s': length, 'options': self.options}
         task = table.task
         args = {cell: parse(task.parser(), train_options(task, Run(cell, 0), length, options)) for cell in table.cells}
+        for cell, parsed in args.items():
+            if getattr(parsed, 'val_split', None) == '':
+                raise UserError(f"--val-split '': {cell.name} would have no {task.measure} to report")
         self.ends = {cell: task.length(args[cell]) for cell in table.cells}  # epochs or iterations of the runs
         self.parameters = {  # complains of a network that cannot be built now, not after the runs
             cell: task.parameters(args[cell], DATASETS[cell.dataset].num_classes) for cell in table.cells
@@ -73,10 +77,22 @@ class Results:
             return False
         found = read_mapping(self.path / SETTINGS, f'--output {self.path}')
         differ = [f'{key} {found.get(key)}, not {value}' for key, value in self.settings.items()
-                  if found.get(key) != value]
+                  if found.get(key) != value and not (key == 'options' and self._means_the_same(found.get(key)))]
         if differ and any(entry.is_dir() for entry in held):
             raise UserError(f'--output {self.path}: holds runs of {"; ".join(differ)}; choose another folder')
         return not differ
+
+    def _means_the_same(self, options: Any) -> bool:
+        """True for options of the table that are these, otherwise written, but for where and how runs go."""
+        if not isinstance(options, list):
+            return False
+        task, run = self.table.task, Run(self.table.cells[0], 0)
+        try:
+            first, second = (vars(parse(task.parser(), train_options(task, run, self.length, list(map(str, given)))))
+                             for given in (options, self.options))
+        except UserError:  # options of another version
+            return False
+        return all(first[name] == second[name] for name in first if name not in ELSEWHERE)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -132,12 +148,12 @@ class Results:
         """Command line of a run, which goes on where it was interrupted."""
         task = self.table.task
         return [sys.executable, '-m', 'timm_rla', *task.command, *train_options(task, run, self.length, self.options),
-                '--output', str(self.path), '--experiment', run.name, '--resume', 'auto',
+                f'--output={self.path}', '--experiment', run.name, '--resume', 'auto',
                 *(['--device', device] if device else [])]
 
 
 def _recipe(dataset: str) -> List[str]:
-    return ['--config', str(find_recipe(DATASETS[dataset].recipe))]
+    return ['--config', str(recipes()[DATASETS[dataset].recipe])]
 
 
 def recipe_length(task: Task, dataset: str) -> int:
@@ -161,14 +177,15 @@ def train_options(task: Task, run: Run, length: Optional[int], options: Sequence
     recipe = _recipe(run.cell.dataset)
     args = parse(task.parser(), recipe)
     options = [_filled(option, run) for option in options]
-    given = [*recipe, f'--{task.network}', run.cell.model, '--seed', str(run.seed)]
+    given = [*recipe]
     kwargs = {**getattr(args, f'{task.network}_kwargs'), **_further_kwargs(task, run, options),
               **run.cell.model_kwargs}
     if length is not None:
         given += [f'--{task.unit}s', str(length)]
         for name, value in task.scaled_schedule(args, length).items():
             given += [f'--{name.replace("_", "-")}', *map(str, value if isinstance(value, list) else [value])]
-    given += options + _words(run)
+    # An option with one value ends those of the schedule: the user's options may begin with a folder
+    given += [f'--{task.network}', run.cell.model, '--seed', str(run.seed), *options, *_words(task, run)]
     if kwargs:  # behind the options, whose own would take the place of the others
         given += [f'--{task.network}-kwargs', *(f'{key}={value}' for key, value in kwargs.items())]
     return given
@@ -180,14 +197,18 @@ def _filled(text: str, run: Run) -> str:
     return text
 
 
-def _words(run: Run) -> List[str]:
+def _words(task: Task, run: Run) -> List[str]:
     """Options of a cell, by names as in recipes, as they are written on a command line."""
     words: List[str] = []
     for name, value in run.cell.options.items():
-        entries = value if isinstance(value, list) else [] if value is True else [value]
-        if isinstance(value, dict):
-            entries = [f'{key}={entry}' for key, entry in value.items()]
-        words += [f'--{name.replace("_", "-")}', *(_filled(str(entry), run) for entry in entries)]
+        option = f'--{name.replace("_", "-")}'
+        if value is True:
+            words += [option]
+        elif isinstance(value, (dict, list)):
+            entries = [f'{key}={entry}' for key, entry in value.items()] if isinstance(value, dict) else value
+            words += [option, *(_filled(str(entry), run) for entry in entries)]
+        else:  # which may begin with a minus
+            words += [f'{option}={_filled(str(value), run)}']
     return words
 
 
@@ -247,12 +268,14 @@ def _run_all(
             while waiting and slots:
                 run, slot = waiting.pop(0), slots.pop(0)
                 device = devices[slot % len(devices)] if devices else None
-                log = open(results.path / f'{run.name}.log', 'ab')
+                with blame(f'--output {results.path}', OSError):
+                    log = open(results.path / f'{run.name}.log', 'ab')
+                begin = log.tell()
                 process = subprocess.Popen(
                     results.command(run, device), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-                active[run] = process, slot, log, time.monotonic()
+                active[run] = process, slot, log, begin, time.monotonic()
             time.sleep(POLL)
-            for run, (process, slot, log, start) in list(active.items()):
+            for run, (process, slot, log, begin, start) in list(active.items()):
                 if process.poll() is None:
                     continue
                 log.close()
@@ -261,20 +284,22 @@ def _run_all(
                 if process.returncode:
                     failed.append(run)
                 done = total - len(waiting) - len(active)
-                print(f'[{done}/{total}] {run.name}  {_outcome(results, run, process.returncode)}  '
+                print(f'[{done}/{total}] {run.name}  {_outcome(results, run, process.returncode, begin)}  '
                       f'{(time.monotonic() - start) / 60:.1f} min', flush=True)
     finally:
-        for process, _, _, _ in active.values():  # interrupted: the runs keep where they are
+        for process, *_ in active.values():  # interrupted: the runs keep where they are
             process.terminate()
-        for process, _, log, _ in active.values():
+        for process, _, log, *_ in active.values():
             process.wait()
             log.close()
     return failed
 
 
-def _outcome(results: Results, run: Run, returncode: int) -> str:
+def _outcome(results: Results, run: Run, returncode: int, begin: int) -> str:
+    """How a run has ended, in words; `begin` is where its part of the log begins."""
     if returncode:
-        lines = (results.path / f'{run.name}.log').read_text(errors='replace').strip().splitlines()
+        text = (results.path / f'{run.name}.log').read_bytes()[begin:].decode(errors='replace')
+        lines = re.findall(r'^timm-rla .*: error: .*', text, re.MULTILINE) or text.strip().splitlines()
         return f'failed: {lines[-1] if lines else f"exit code {returncode}"}'
     rows = results.rows(run)
     if not rows:

@@ -5,7 +5,7 @@ import reprlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..common.errors import UserError, blame
 from ..common.summary import read_summary
@@ -32,9 +32,10 @@ class Studied:
         """Percentage points of top-1 error that go with attention held; `kind` is 'means' or 'class_means'."""
         return [0. - study[kind]['difference'] for study in self.studies]
 
-    def intervals(self, kind: str) -> List[Tuple[float, float]]:
-        """Of the same, over the images of validation."""
-        return [(0. - study[kind]['interval'][1], 0. - study[kind]['interval'][0]) for study in self.studies]
+    def intervals(self, kind: str) -> List[Optional[Tuple[float, float]]]:
+        """Of the same, over the images of validation; None where there is one image."""
+        ends = [study[kind]['interval'] for study in self.studies]
+        return [pair and (0. - pair[1], 0. - pair[0]) for pair in ends]
 
     def blocks(self) -> List[str]:
         return list(self.studies[0]['blocks'])
@@ -87,7 +88,7 @@ def _read_study(path: Path) -> Dict[str, Any]:
         blocks = study['blocks']
         numbers = {}
         for kind in ('means', 'class_means'):
-            lower, upper = study[kind]['interval']
+            lower, upper = study[kind]['interval'] or (0., 0.)  # none of a single image
             numbers.update({f'difference of {kind}': study[kind]['difference'],
                             f'lower end of {kind}': lower, f'upper end of {kind}': upper})
         for block, spreads in blocks.items():
@@ -115,14 +116,15 @@ def markdown_lines(studied: Sequence[Studied]) -> List[str]:
     """Two tables: error with held attentions, and each block's attention."""
     if not studied:
         return []
+    splits = ' and '.join(sorted({str(study.get('split', 'train')) for entry in studied for study in entry.studies}))
     lines = [
         '',
         '## With attention, and with its means',
         '',
-        'Change of the top-1 error, in percentage points, when every attention is held at its mean over the training '
-        'images, or over those of the image\'s class, which reads the label; above 0 the attention of the single image '
-        'was worth something. Of a seed with the 95 % interval over the images of validation, which are the same for '
-        'all seeds; of the mean over seeds with its 95 % t-interval.',
+        'Change of the top-1 error, in percentage points, when every attention is held at its mean over the images of '
+        f'the split {splits}, or over those of the image\'s class, which reads the label; above 0 the attention of the '
+        'single image was worth something. Of a seed with the 95 % interval over the images of validation, which are '
+        'the same for all seeds; of the mean over seeds with its 95 % t-interval.',
         '',
         '| network | seed | means | interval | means of classes | interval |',
         '|---|---|---|---|---|---|',
@@ -132,7 +134,8 @@ def markdown_lines(studied: Sequence[Studied]) -> List[str]:
         for index, seed in enumerate(entry.seeds):
             cells = [entry.cell.name, str(seed)]
             for kind in kinds:
-                cells += [f'{entry.gains(kind)[index]:+.2f}', format_interval(entry.intervals(kind)[index])]
+                interval = entry.intervals(kind)[index]
+                cells += [f'{entry.gains(kind)[index]:+.2f}', format_interval(interval) if interval else '']
             lines.append(f'| {" | ".join(cells)} |')
         if len(entry.seeds) > 1:
             cells = [entry.cell.name, 'mean', *(text for kind in kinds for text in _change(entry.gains(kind)))]

@@ -8,7 +8,7 @@ import torch
 from ..common.errors import blame
 from ..common.extras import import_extra
 from ..common.networks import build_model
-from ..common.options import OptionParser
+from ..common.options import OptionParser, input_spec
 from ..detection import fasterrcnn, options
 from ..train.options import train_parser
 from ..train.setup import create_schedule
@@ -82,7 +82,8 @@ def _classifier_steps(args: argparse.Namespace, ratio: float) -> Dict[str, Any]:
 
 def _classifier_parameters(args: argparse.Namespace, num_classes: int) -> int:
     with torch.device('meta'):
-        model = build_model(args.model, args.model_kwargs, num_classes=num_classes)
+        model = build_model(args.model, args.model_kwargs, num_classes=args.num_classes or num_classes,
+                            in_chans=input_spec(args).channels)
     return sum(p.numel() for p in model.parameters())
 
 

@@ -38,7 +38,9 @@ def test_digits_are_written_once(digits):
     (['--epochs', '0'], '--epochs 0: must be at least 1'),
     (['--output', '.', '--result', 'run/last.pth.tar'], 'last.pth.tar: must lie outside of the folders in --output .'),
     (['--output', '/proc/x'], '/proc/x'),
-    (['--data-dir', '.'], '--data-dir, --dataset: not for quickstart'),
+    (['--data-dir', '.'], '--data-dir, --dataset, --class-map: not for quickstart'),
+    (['--class-map', 'm.txt'], '--data-dir, --dataset, --class-map: not for quickstart'),
+    (['--experiment', 'digits/run'], '--experiment digits/run: the images lie there'),
     (['--config', 'nope'], '--config nope: neither a file nor a recipe'),
 ], ids=lambda value: value[0] if isinstance(value, list) else '')
 def test_bad_input_is_said_before_the_work(tmp_path, monkeypatch, capsys, options, words):

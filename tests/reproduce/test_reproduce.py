@@ -198,7 +198,8 @@ SMALL = ['reproduce', 'table1', '--depth', '20', '--datasets', 'cifar10', '--onl
 
 
 def test_a_folder_among_the_options(tmp_path, capsys):
-    assert cli.main([*SMALL[:2], 'photos', *SMALL[2:], '--epochs', '30', '--output', str(tmp_path / 'out'), '--print']) == 0
+    options = ['--epochs', '30', '--output', str(tmp_path / 'out'), '--print']
+    assert cli.main([*SMALL[:2], 'photos', *SMALL[2:], *options]) == 0
     for line in capsys.readouterr().out.splitlines():
         args = parse(TASKS['classification'].parser(), shlex.split(line)[4:])
         assert args.data == 'photos' and args.decay_milestones == [16, 23]

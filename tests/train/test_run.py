@@ -60,17 +60,18 @@ def kill_before_summary(monkeypatch):
 
 
 def kill_in_summary(monkeypatch):
-    """As a program that writes line by line: timm's."""
-    real = run_folder.write_row
+    """As timm's script, which writes the row before the checkpoint, line by line."""
+    real = Checkpoints.save
 
-    def write_row(run_dir, row):
-        real(run_dir, row)
-        if row['epoch'] == KILLED_EPOCH:
-            path = run_dir / 'summary.csv'
+    def save(self, content, epoch, metric):
+        if epoch == KILLED_EPOCH:
+            run_folder.write_row(self.folder, content['summary'])
+            path = self.folder / 'summary.csv'
             path.write_text(path.read_text()[:-20])
             raise Killed
+        real(self, content, epoch, metric)
 
-    monkeypatch.setattr(run_folder, 'write_row', write_row)
+    monkeypatch.setattr(Checkpoints, 'save', save)
 
 
 def kill_before_last(monkeypatch):
@@ -130,6 +131,20 @@ def test_killed_run_goes_on_bit_for_bit(image_folder, tmp_path, whole_runs, reci
             train(image_folder, tmp_path, *options)  # --resume auto of a run that has not begun starts it
     assert (tmp_path / 'run' / 'last.pth.tar').exists()
     assert_same_run(train(image_folder, tmp_path, *options), whole_runs(recipe))
+
+
+def test_what_the_summary_says_is_done_has_left_its_weights(image_folder, tmp_path, monkeypatch):
+    """Others take a run with the row of its last epoch for finished."""
+    def write_row(run_dir, row):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, 'write_row', write_row)
+        with pytest.raises(Killed):
+            train(image_folder, tmp_path, '--epochs', '1')
+    assert not read_summary(tmp_path / 'run') and load(tmp_path / 'run' / 'last.pth.tar')['epoch'] == 0
+    run = train(image_folder, tmp_path, '--epochs', '1', '--resume', 'auto')
+    assert [row['epoch'] for row in read_summary(run)] == [0]
 
 
 def test_going_back_is_bit_for_bit_the_same(image_folder, tmp_path, whole_runs):

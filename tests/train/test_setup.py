@@ -4,7 +4,7 @@ import shutil
 import pytest
 import timm
 import torch
-from helpers import TINY_RUN
+from helpers import TINY_RUN, train
 
 import timm_rla_cli as cli
 from timm_rla.common.errors import UserError
@@ -76,6 +76,9 @@ def test_initial_checkpoint_of_another_network(tmp_path):
     (['--cutmix-minmax', '0.8', '0.2'], '--cutmix-minmax 0.8 0.2: must be two numbers'),
     (['--scale', '1', '0.5'], '--scale 1.0 0.5: must be two numbers'),
     (['--ratio', '3'], '--ratio 3.0: must be two numbers'),
+    (['--model', 'resnet20_cifar', '--bn-momentum', '0.1'], '--bn-momentum: no such argument of resnet20_cifar'),
+    (['--model', 'resnet18', '--model-kwargs', 'blokc=1'], '--model-kwargs blokc: no such argument of resnet18'),
+    (['--head-init-bias', 'nan'], '--head-init-bias nan: must be'),
 ])
 def test_options_that_do_not_go_together(image_folder, tmp_path, capsys, options, words):
     common = [*TINY_RUN, '--data-dir', str(image_folder), '--workers', '0', '--output', str(tmp_path / 'out')]
@@ -98,3 +101,8 @@ def test_goes_on_with_the_same_classes(image_folder, tmp_path, capsys, names, wo
     assert cli.main(['train', *options, '2', '--data-dir', str(data)]) == 2
     assert f'trained on other classes than those of the data: {words}' in capsys.readouterr().err
     assert (tmp_path / 'run' / 'last.pth.tar').read_bytes() == before
+
+
+def test_epoch_repeats_of_a_folder_are_said_to_do_nothing(image_folder, tmp_path, caplog):
+    train(image_folder, tmp_path, '--workers', '0', '--epochs', '1', '--epoch-repeats', '3')
+    assert '--epoch-repeats 3 has no effect: it is for streams' in caplog.text

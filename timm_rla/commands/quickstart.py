@@ -16,6 +16,7 @@ from ..common.errors import UserError, blame
 from ..common.extras import import_extra
 from ..common.files import check_writable, writing_text
 from ..common.options import OptionParser, parse
+from ..common.recipes import recipes
 from ..common.summary import read_summary
 from ..train.options import train_parser
 from ..train.run import train
@@ -29,7 +30,7 @@ def quickstart_parser() -> OptionParser:
     parser = OptionParser(
         prog='timm-rla quickstart',
         description='Train a small network on handwritten digits. Other options are those of timm-rla train.')
-    parser.add_argument('--config', default='quickstart', metavar='FILE', help='recipe, by name or file')
+    parser.add_argument('--config', metavar='FILE', help='recipe, by name or file; quickstart if not given')
     parser.add_argument('--output', default='output/quickstart', metavar='DIR', help='folder for images and runs')
     parser.add_argument('--result', metavar='FILE', help='write the result as CSV, too')
     return parser
@@ -40,9 +41,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     args, options = quickstart_parser().parse_known_args(argv)
 
     output, digits = Path(args.output), Path(args.output, 'digits')
+    config = args.config or str(recipes()['quickstart'])
     run_options = parse(
         train_parser(),
-        ['--config', args.config, '--data-dir', str(digits), '--output', str(output), *options],
+        ['--config', config, '--data-dir', str(digits), '--output', str(output), *options],
     )
     result_file = Path(args.result) if args.result else None
     _check(run_options, str(digits), output, result_file)
@@ -72,8 +74,11 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 def _check(run_options: argparse.Namespace, digits: str, output: Path, result_file: Optional[Path]) -> None:
     """Complain of options that leave nothing to show, and of files that cannot be written, before the work."""
-    if run_options.data_dir != digits or run_options.dataset:
-        raise UserError('--data-dir, --dataset: not for quickstart, whose images are digits; timm-rla train takes them')
+    if run_options.data_dir != digits or run_options.dataset or run_options.class_map:
+        raise UserError('--data-dir, --dataset, --class-map: not for quickstart, whose images are digits; timm-rla train '
+                        'takes them')
+    if Path(run_options.experiment).parts[:1] == (Path(digits).name,):
+        raise UserError(f'--experiment {run_options.experiment}: the images lie there')
     if run_options.val_split != 'validation':
         raise UserError(f"--val-split {run_options.val_split or repr('')}: must be validation, whose digits are held "
                         'out for what quickstart shows')

@@ -34,6 +34,9 @@ NOT_MODEL = {
     'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_strict',
 }
 RATES = ('drop_rate', 'drop_path_rate', 'drop_block_rate')
+OPTIONS = {  # that set arguments of other names
+    'global_pool': '--gp', 'drop_rate': '--drop', 'drop_path_rate': '--drop-path', 'drop_block_rate': '--drop-block',
+}
 FOLDER = 'local-dir:'
 SAVED = ('hf-hub:', 'hf_hub:', FOLDER)  # how names of models begin that are saved somewhere, with their weights
 
@@ -120,11 +123,15 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
         try:
             return create_model(name, **kwargs, **(model_kwargs or {}))
         except TypeError as e:
-            argument = re.search(r"unexpected keyword argument '(\w+)'", str(e))
-            if argument is None:
+            found = re.search(r"unexpected keyword argument '(\w+)'", str(e))
+            if found is None:
                 raise
+            argument = found[1]
+            option = f'--model-kwargs {argument}'
+            if argument not in (model_kwargs or {}):
+                option = OPTIONS.get(argument, f'--{argument.replace("_", "-")}')
             raise UserError(
-                f'--model-kwargs {argument.group(1)}: no such argument of {name}; networks with layer attention take '
+                f'{option}: no such argument of {name}; networks with layer attention take '
                 "context, context_dim, hidden_dim, reduction, vector, attn_layer and the arguments of timm's ResNet"
             ) from e
 

@@ -66,6 +66,7 @@ RANGES: Dict[str, Range] = {
     'crop_pct': Range(0.1, 2),  # a part of the image, no percentage; above 1 with a margin
     **dict.fromkeys(('img_size', 'input_size'), Range(1, 8192)),  # an image that fits into memory
     'seconds': Range(0, 3600, above=True),
+    **dict.fromkeys(('head_init_scale', 'head_init_bias'), Range(-LARGEST)),
     'workers': Range(0, 1024),
     'threads': Range(1, 1024),
     **dict.fromkeys(('seed', 'seeds'), Range(0, 2 ** 32 - 2 ** 16)),  # NumPy's, and each process adds its rank

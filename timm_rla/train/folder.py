@@ -263,7 +263,9 @@ class RunFolder:
             learning_rate: float,
             content: Dict[str, Any],
     ) -> Dict[str, float]:
-        """Write summary row and checkpoint of an epoch, in the first process.
+        """Write checkpoint and summary row of an epoch, in the first process.
+
+        The row comes last: what it says is done has left its weights.
 
         Args:
             epoch: Its index.
@@ -278,7 +280,7 @@ class RunFolder:
         row: Dict[str, float] = dict(epoch=epoch)
         row.update({f'train_{name}': value for name, value in train_metrics.items()})
         row.update({f'eval_{name}': value for name, value in (eval_metrics or {}).items()}, lr=learning_rate)
-        write_row(self.path, row)
         self.checkpoints.save(dict(content, summary=row), epoch, (eval_metrics or train_metrics)[self.metric])
+        write_row(self.path, row)
         self._drop_recoveries(before=(epoch + 1, 0))
         return row

@@ -1,6 +1,7 @@
 """A checkpoint as a folder: timm and transformers load it to the same logits, and its card says what is known."""
 import json
 import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -51,6 +52,20 @@ def test_export_holds_no_pickle(runs, exported):
     tensors, state_dict = load_file(exported / WEIGHTS), load(runs.plain / 'last.pth.tar')['state_dict']
     assert tensors.keys() == state_dict.keys() and all(torch.equal(tensors[key], state_dict[key]) for key in tensors)
     assert [p.name for p in exported.parent.iterdir()] == ['folder']  # nothing temporary is left
+
+
+@pytest.mark.parametrize('link', [False, True])
+def test_export_into_an_empty_folder(runs, exported, tmp_path, monkeypatch, link):
+    """The current one, or one behind a link, which stay."""
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    if link:
+        (tmp_path / 'link').symlink_to(folder)
+    before = folder.stat().st_ino
+    monkeypatch.chdir(folder)
+    export(runs.plain / 'last.pth.tar', tmp_path / 'link' if link else Path('.'))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in exported.iterdir())
+    assert folder.stat().st_ino == before
 
 
 @pytest.mark.parametrize('source', ['hf-hub', 'local-dir'])

@@ -75,8 +75,8 @@ def main(argv: Optional[List[str]] = None) -> None:
 def _check(run_options: argparse.Namespace, digits: str, output: Path, result_file: Optional[Path]) -> None:
     """Complain of options that leave nothing to show, and of files that cannot be written, before the work."""
     if run_options.data_dir != digits or run_options.dataset or run_options.class_map:
-        raise UserError('--data-dir, --dataset, --class-map: not for quickstart, whose images are digits; timm-rla train '
-                        'takes them')
+        raise UserError('--data-dir, --dataset, --class-map: not for quickstart, whose images are digits; timm-rla '
+                        'train takes them')
     if Path(run_options.experiment).parts[:1] == (Path(digits).name,):
         raise UserError(f'--experiment {run_options.experiment}: the images lie there')
     if run_options.val_split != 'validation':

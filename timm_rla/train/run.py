@@ -198,8 +198,8 @@ def _describe_splits(splits: Splits, args: argparse.Namespace, counted: bool) ->
         if dataset is not None:
             _logger.info(describe_dataset(dataset, name, num_samples))
     if args.epoch_repeats and not isinstance(splits.train, torch.utils.data.IterableDataset):
-        _logger.warning(f'--epoch-repeats {args.epoch_repeats:g} has no effect: it is for streams, and {args.train_split} '
-                        'is none')
+        _logger.warning(f'--epoch-repeats {args.epoch_repeats:g} has no effect: it is for streams, and the split '
+                        f'{args.train_split} is none')
     if counted and splits.num_classes is not None:
         _logger.info(f'--num-classes is not given: {splits.num_classes}, those of the data')
 

@@ -55,7 +55,7 @@ def test_export_holds_no_pickle(runs, exported):
 
 
 @pytest.mark.parametrize('link', [False, True])
-def test_export_into_an_empty_folder(runs, exported, tmp_path, monkeypatch, link):
+def test_export_into_the_current_or_a_linked_folder(runs, exported, tmp_path, monkeypatch, link):
     """The current one, or one behind a link, which stay."""
     folder = tmp_path / 'folder'
     folder.mkdir()

@@ -20,15 +20,15 @@ from ..analysis.frozen import (
     what_attention_carries,
 )
 from ..common.checkpoint import read_checkpoint
-from ..common.device import default_device, default_workers
+from ..common.device import default_device
 from ..common.errors import UserError, blame
 from ..common.files import check_outputs, replacing, writing_text
 from ..common.idle import warn_of_idle_options
 from ..common.networks import NetworkSpec, restore_network, trained_spec
 from ..common.options import (
     OptionParser,
+    add_data_options,
     add_precision_options,
-    add_reader_options,
     placement,
     validation_loader,
 )
@@ -54,15 +54,10 @@ def freeze_parser() -> OptionParser:
     add('--study', action='store_true',
         help='also write a .json beside --output: spread of each attention, and accuracy with the means of each class, '
              'and with one block at a time held at its mean')
-    add_reader_options(add)
-    add('--split', metavar='NAME', default='train', help='split whose mean attention is taken')
+    add_data_options(add, 'train', 'split whose mean attention is taken')
     add('--val-split', metavar='NAME', default='validation', help='split whose accuracy is printed, none if empty')
-    add('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
-    add('-j', '--workers', type=int, default=default_workers(), metavar='N', help='data loading processes')
-    add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
     add('--device', default=default_device(), help='device to use')
     add_precision_options(add)
-    parser.set_defaults(data=None, num_samples=None, no_prefetcher=False, pin_mem=False, crop_border_pixels=None)
     return parser
 
 

@@ -22,8 +22,9 @@ from .recipes import find_recipe
 from .yaml_files import read_mapping
 
 __all__ = [
-    'OptionParser', 'add_data_options', 'add_model_options', 'add_precision_options', 'add_reader_options',
-    'data_source', 'input_spec', 'loader_spec', 'network_spec', 'parse', 'placement', 'validation_loader',
+    'OptionParser', 'add_data_options', 'add_input_options', 'add_loading_options', 'add_model_options',
+    'add_precision_options', 'add_reader_options', 'data_source', 'input_spec', 'loader_spec', 'network_spec', 'parse',
+    'placement', 'validation_loader',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -158,17 +159,33 @@ def add_reader_options(add: Callable[..., Any]) -> None:
     add('--dataset-trust-remote-code', action='store_true', help='allow a Hugging Face dataset to run its own code')
 
 
-def add_data_options(add: Callable[..., Any]) -> None:
-    """Options that say what is read and how; `add` is a parser's `add_argument`."""
-    add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
-    add_reader_options(add)
-    add('--split', metavar='NAME', default='validation', help='split')
-    add('--num-samples', type=int, metavar='N', help='samples in an iterable split')
-    add('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
+def add_loading_options(add: Callable[..., Any]) -> None:
+    """Options, the same for training and validation, that say how it is read; `add` is a parser's `add_argument`."""
     add('-j', '--workers', type=int, default=default_workers(), metavar='N', help='data loading processes')
-    add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
     add('--no-prefetcher', action='store_true', help='normalise on the CPU')
     add('--pin-mem', action='store_true', help='pin memory for the transfer to a GPU')
+
+
+def add_data_options(add: Callable[..., Any], split: str = 'validation', split_help: str = 'split') -> None:
+    """Options that say what is read and how, in one pass; `add` is a parser's `add_argument`."""
+    add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
+    add_reader_options(add)
+    add('--split', metavar='NAME', default=split, help=split_help)
+    add('--num-samples', type=int, metavar='N', help='samples in an iterable split')
+    add('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
+    add('--log-freq', type=int, default=10, metavar='N', help='batches between log lines')
+    add_loading_options(add)
+
+
+def add_input_options(add: Callable[..., Any]) -> None:
+    """Options, the same for training and validation, of a network's input; `add` is a parser's `add_argument`."""
+    add('--img-size', type=int, metavar='N', help='image size')
+    add('--in-chans', type=int, metavar='N', help='input channels')
+    add('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (channels, height, width)')
+    add('--crop-pct', type=float, metavar='PCT', help='centre crop for validation, of the resized image')
+    add('--mean', type=float, nargs='+', help='mean pixel value per channel, in [0, 1]')
+    add('--std', type=float, nargs='+', help='standard deviation per channel')
+    add('--interpolation', default='', metavar='NAME', help='image resize interpolation for validation')
 
 
 def add_model_options(add: Callable[..., Any]) -> None:
@@ -180,17 +197,11 @@ def add_model_options(add: Callable[..., Any]) -> None:
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='model arguments')
     add('--num-classes', type=int, metavar='N', help='classes')
     add('--gp', metavar='POOL', help='global pooling')
-    add('--img-size', type=int, metavar='N', help='image size')
-    add('--in-chans', type=int, metavar='N', help='input channels')
-    add('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (channels, height, width)')
+    add_input_options(add)
     add('--use-train-size', action='store_true',
         help='use the training size of the model, not that for testing; without --model that of the run in any case')
-    add('--crop-pct', type=float, metavar='PCT', help='centre crop, of the resized image')
     add('--crop-mode', help='squash, border or center')
     add('--crop-border-pixels', type=int, metavar='N', help='crop this border')
-    add('--mean', type=float, nargs='+', help='mean pixel value per channel, in [0, 1]')
-    add('--std', type=float, nargs='+', help='standard deviation per channel')
-    add('--interpolation', default='', metavar='NAME', help='image resize interpolation')
     add('--device', default=default_device(), help='device to use')
 
 
@@ -296,7 +307,7 @@ def validation_loader(
         network.data_config,
         place,
         crop_mode=network.data_config['crop_mode'],
-        crop_border_pixels=args.crop_border_pixels,
+        crop_border_pixels=getattr(args, 'crop_border_pixels', None),
     )
 
 

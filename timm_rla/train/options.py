@@ -9,10 +9,19 @@ from typing import Any, Callable, Dict, Optional
 
 from timm.utils import ParseKwargs
 
-from ..common.device import default_device, default_workers
+from ..common.device import default_device
 from ..common.errors import UserError
 from ..common.input_spec import INTERPOLATIONS
-from ..common.options import OptionParser, add_reader_options, data_source, input_spec, loader_spec
+from ..common.options import (
+    OptionParser,
+    add_input_options,
+    add_loading_options,
+    add_precision_options,
+    add_reader_options,
+    data_source,
+    input_spec,
+    loader_spec,
+)
 from .data import DataSpec, SplitSpec
 
 __all__ = ['UNSUPPORTED', 'data_spec', 'loss_arguments', 'model_arguments', 'split_spec', 'train_parser']
@@ -61,16 +70,9 @@ def _add_model(add: Callable[..., Any]) -> None:
     add('--no-resume-opt', action='store_true', help='do not take the optimizer state from --resume')
     add('--num-classes', type=int, metavar='N', help='classes; if not given, those of the data')
     add('--gp', metavar='POOL', help='global pooling: fast, avg, max, avgmax, avgmaxc')
-    add('--img-size', type=int, metavar='N', help='image size')
-    add('--in-chans', type=int, metavar='N', help='input channels')
-    add('--input-size', nargs=3, type=int, metavar='N', help='input dimensions (channels, height, width)')
-    add('--crop-pct', type=float, metavar='PCT', help='centre crop for validation, of the resized image')
-    add('--mean', type=float, nargs='+', help='mean pixel value per channel, in [0, 1]')
-    add('--std', type=float, nargs='+', help='standard deviation per channel')
-    add('--interpolation', default='', metavar='NAME', help='image resize interpolation for validation')
+    add_input_options(add)
     add('-b', '--batch-size', type=int, default=128, metavar='N', help='training batch size per process')
     add('-vb', '--validation-batch-size', type=int, metavar='N', help='that of validation, if it differs')
-    add('--channels-last', action='store_true', help='use channels_last memory layout')
     add('--grad-accum-steps', type=int, default=1, metavar='N', help='batches per optimizer step')
     add('--grad-checkpointing', action='store_true', help='recompute activations in the backward pass')
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='model arguments')
@@ -82,9 +84,7 @@ def _add_model(add: Callable[..., Any]) -> None:
 
 def _add_device(add: Callable[..., Any]) -> None:
     add('--device', default=default_device(), help='device to use')
-    add('--amp', action='store_true', help='mixed precision')
-    add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='lower precision of --amp')
-    add('--model-dtype', choices=('float32', 'float16', 'bfloat16'), help='dtype of the model itself, without --amp')
+    add_precision_options(add)
     add('--no-ddp-bb', action='store_true', help='do not broadcast buffers in DDP')
     add('--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     add('--device-modules', nargs='+', metavar='MODULE', help='modules to import first')
@@ -189,9 +189,7 @@ def _add_run(add: Callable[..., Any]) -> None:
     add('--recovery-interval', type=int, default=0, metavar='N',
         help='updates between checkpoints within an epoch, none if 0')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='number of checkpoints to keep')
-    add('-j', '--workers', type=int, default=default_workers(), metavar='N', help='data loading processes')
-    add('--pin-mem', action='store_true', help='pin memory for the transfer to a GPU')
-    add('--no-prefetcher', action='store_true', help='normalise on the CPU')
+    add_loading_options(add)
     add('--output', default='', metavar='DIR', help='folder of all runs, ./output/train if empty')
     add('--experiment', default='', metavar='NAME', help='folder of this run therein, by date and model if empty')
     add('--log-wandb', action='store_true', help='log metrics to Weights & Biases, too')

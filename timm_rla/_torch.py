@@ -1,4 +1,4 @@
-"""All that this package uses of torch's private API."""
+"""What this package uses of torch's private API, but for what `analysis/hooks.py` and `ops/vanilla.py` look at."""
 from typing import Optional
 
 import torch

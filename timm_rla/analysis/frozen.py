@@ -15,8 +15,7 @@ from ..common.progress import Progress
 from ..models.freeze import plain_network
 from .attention import attention_modules
 from .attention_statistics import measure_attention
-from .gradcam import _eval_mode
-from .hooks import hooked
+from .hooks import eval_mode, hooked
 from .moments import Moments
 
 __all__ = [
@@ -47,7 +46,7 @@ def freeze_attention(model: nn.Module, loader: Any, **model_kwargs: Any) -> nn.M
     check_freezes(model, **model_kwargs)
     parameter = next(model.parameters())
     try:
-        with _eval_mode(model):
+        with eval_mode(model):
             moments = measure_attention(model, loader, Placement(parameter.device, parameter.dtype), channels=True)
     except UserError as e:
         raise ValueError(str(e)) from e

@@ -1,14 +1,13 @@
 """Grad-CAM (Selvaraju et al., https://arxiv.org/abs/1610.02391) for many layers in one backward pass."""
 import difflib
 import re
-from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
 from timm.utils import unwrap_model
 
-from .hooks import hooked
+from .hooks import eval_mode, hooked
 
 __all__ = ['GradCam', 'grad_cam', 'residual_norms']
 
@@ -79,7 +78,7 @@ def grad_cam(
         features[names[module]] = output
         return output.clone()  # timm adds the shortcut and applies ReLU in place
 
-    with torch.inference_mode(False), torch.enable_grad(), _eval_mode(model), hooked(model, dict.fromkeys(names, keep)):
+    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), hooked(model, dict.fromkeys(names, keep)):
         logits = model(images.clone() if images.is_inference() else images)
         missing = [name for name in layers if name not in features]
         if missing:
@@ -107,15 +106,3 @@ def _as_classes(target: Union[int, torch.Tensor, None], logits: torch.Tensor) ->
     if target.min() < 0 or target.max() >= logits.shape[1]:
         raise ValueError(f'class {target.tolist()} is out of range, 0 to {logits.shape[1] - 1}')
     return target
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards each module has its own mode again, since parts of a model may be frozen."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

@@ -1,11 +1,11 @@
-"""Forward hooks that leave nothing behind, on models that may be compiled."""
+"""Models for a while: with forward hooks, which leave nothing behind, run eagerly, in eval mode."""
 from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator
 
 import torch
 import torch.nn as nn
 
-__all__ = ['hooked', 'run_eagerly']
+__all__ = ['eval_mode', 'hooked', 'run_eagerly']
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 
@@ -41,3 +41,15 @@ def run_eagerly(model: nn.Module) -> Iterator[None]:
                 stack.callback(setattr, module, '_compiled_call_impl', module._compiled_call_impl)
                 module._compiled_call_impl = None
         yield
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards each module has its own mode again, since parts of a model may be frozen."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

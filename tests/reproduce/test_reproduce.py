@@ -217,6 +217,7 @@ def test_recipes_are_those_of_the_package(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize('options, code', [
     (['--dataset=', '--data-dir', 'a', '-j', '1'], 0), (['--data-dir', 'a', '--device', 'cpu', '--dataset='], 0),
     (['--dataset', '', '--data-dir', 'b'], 2), (['--dataset', '', '--data-dir', 'a', '--lr', '0.2'], 2),
+    (['--dataset', '', '--data-dir', 'a{seed}'], 2),
 ], ids=str)
 def test_the_same_options_otherwise_written(tmp_path, capsys, options, code):
     """Those that say where and how runs go may be others."""

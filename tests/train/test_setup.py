@@ -77,6 +77,7 @@ def test_initial_checkpoint_of_another_network(tmp_path):
     (['--scale', '1', '0.5'], '--scale 1.0 0.5: must be two numbers'),
     (['--ratio', '3'], '--ratio 3.0: must be two numbers'),
     (['--model', 'resnet20_cifar', '--bn-momentum', '0.1'], '--bn-momentum: no such argument of resnet20_cifar'),
+    (['--model', 'resnet18', '--model-kwargs', "block_args={'foo':1}"], '--model-kwargs foo: no such argument of'),
     (['--model', 'resnet18', '--model-kwargs', 'blokc=1'], '--model-kwargs blokc: no such argument of resnet18'),
     (['--head-init-bias', 'nan'], '--head-init-bias nan: must be'),
 ])

@@ -14,6 +14,7 @@ from ..common.image_folder import image_files
 from ..common.networks import load_network
 from ..common.options import (
     OptionParser,
+    add_data_folder,
     add_data_options,
     add_model_options,
     add_precision_options,
@@ -34,6 +35,7 @@ def attention_parser() -> OptionParser:
                     'images are shared between the processes.',
     )
     add = parser.add_argument
+    add_data_folder(add)
     add_data_options(add)
     add_model_options(add)
     add_precision_options(add)

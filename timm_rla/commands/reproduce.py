@@ -50,7 +50,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             if getattr(args, name) and name != other and getattr(args, other):
                 raise UserError(f'--{name} --{other}: --{name} runs nothing; one of the two')
     if not args.data_note.isprintable():
-        raise UserError(f'--data-note {args.data_note!r}: line breaks cannot be in it')
+        raise UserError(f'--data-note {args.data_note!r}: signs that cannot be printed, such as line breaks, cannot be '
+                        'in it')
     seeds = list(dict.fromkeys(args.seeds))
     table = load_table(args.table, args.depth, args.datasets, args.only)
     task = table.task
@@ -109,5 +110,5 @@ def report(results: Results, seeds: List[int], note: str) -> List[Path]:
         for path, file in zip(written, files):
             os.replace(path, file)
         for name in set(PICTURES) - {path.name for path in written}:
-            (results.path / name).unlink(missing_ok=True)  # of runs that are not there any more
+            (results.path / name).unlink(missing_ok=True)  # of another report
     return files

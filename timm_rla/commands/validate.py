@@ -20,6 +20,7 @@ from ..common.image_folder import image_files
 from ..common.networks import compile_model, load_network
 from ..common.options import (
     OptionParser,
+    add_data_folder,
     add_data_options,
     add_model_options,
     add_precision_options,
@@ -47,6 +48,7 @@ def validate_parser() -> OptionParser:
         unsupported=UNSUPPORTED,
     )
     add = parser.add_argument
+    add_data_folder(add)
     add_data_options(add)
     add_model_options(add)
     add_precision_options(add)

@@ -37,7 +37,7 @@ BESIDE = (  # options, the one that overrules them, and its value if it does so 
     (('cutmix',), 'cutmix_minmax', None),
     ((*SIZES, 'train_crop_mode', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'grayscale_prob',
       'gaussian_blur_prob', 'aa', 'reprob', 'train_interpolation'), 'no_aug', None),
-    ((*SIZES, 'train_interpolation'), 'train_crop_mode', 'pad'),
+    (SIZES, 'train_crop_mode', 'pad'),
     (('pin_mem', 'no_prefetcher', 'worker_seeding'), 'in_memory', None),
 )
 

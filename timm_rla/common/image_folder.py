@@ -25,7 +25,7 @@ def check_folder(root: Optional[str], split: str, option: str) -> None:
     Args:
         root: The folder, or a file, which timm's readers of archives take.
         split: Name of the split.
-        option: What names the split. With --split `root` may be a split itself; training needs one that holds both.
+        option: What names the split. With --split `root` may be a split itself; with others it must hold its splits.
 
     Raises:
         UserError: It is missing, empty or not laid out like this.
@@ -45,6 +45,7 @@ def check_folder(root: Optional[str], split: str, option: str) -> None:
         found = f'holds {shorten(folders)}' if folders else 'holds no folders'
         others = [name for name in splits if (name in SPLITS[0]) == (option == '--train-split')]
         hint = f'; {option} {others[0]} takes that one' if others and split not in SPLITS[0] else ''
+        hint += f"; {option} '' leaves it out" if option == '--val-split' else ''
         raise UserError(f'--data-dir {root}: {found}, where a folder {" or ".join(names)} is expected{hint}')
 
 

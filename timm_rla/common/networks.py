@@ -128,8 +128,10 @@ def build_model(name: str, model_kwargs: Optional[Dict[str, Any]] = None, **kwar
                 raise
             argument = found[1]
             option = f'--model-kwargs {argument}'
-            if argument not in (model_kwargs or {}):
+            if argument in kwargs:
                 option = OPTIONS.get(argument, f'--{argument.replace("_", "-")}')
+            elif name.startswith(SAVED) and argument not in (model_kwargs or {}):
+                option = f'--model {name}: its model_args have {argument}'
             raise UserError(
                 f'{option}: no such argument of {name}; networks with layer attention take '
                 "context, context_dim, hidden_dim, reduction, vector, attn_layer and the arguments of timm's ResNet"

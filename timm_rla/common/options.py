@@ -22,9 +22,9 @@ from .recipes import find_recipe
 from .yaml_files import read_mapping
 
 __all__ = [
-    'OptionParser', 'add_data_options', 'add_input_options', 'add_loading_options', 'add_model_options',
-    'add_precision_options', 'add_reader_options', 'data_source', 'input_spec', 'loader_spec', 'network_spec', 'parse',
-    'placement', 'validation_loader',
+    'OptionParser', 'add_data_folder', 'add_data_options', 'add_input_options', 'add_loading_options',
+    'add_model_options', 'add_precision_options', 'add_reader_options', 'data_source', 'input_spec', 'loader_spec',
+    'network_spec', 'parse', 'placement', 'validation_loader',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -166,9 +166,13 @@ def add_loading_options(add: Callable[..., Any]) -> None:
     add('--pin-mem', action='store_true', help='pin memory for the transfer to a GPU')
 
 
+def add_data_folder(add: Callable[..., Any]) -> None:
+    """The folder of the images, as timm's scripts take it, too; `add` is a parser's `add_argument`."""
+    add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
+
+
 def add_data_options(add: Callable[..., Any], split: str = 'validation', split_help: str = 'split') -> None:
     """Options that say what is read and how, in one pass; `add` is a parser's `add_argument`."""
-    add('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
     add_reader_options(add)
     add('--split', metavar='NAME', default=split, help=split_help)
     add('--num-samples', type=int, metavar='N', help='samples in an iterable split')
@@ -288,19 +292,20 @@ def validation_loader(
     """
     source = data_source(args)
     split = getattr(args, split_option.removeprefix('--').replace('-', '_'))
+    num_samples = args.num_samples if split_option == '--split' else None
     dataset = open_dataset(
         replace(source, input_img_mode=source.input_img_mode or network.image_mode),
         split,
         in_chans=network.data_config['input_size'][0],
         num_classes=network.model.num_classes,
-        num_samples=args.num_samples,
+        num_samples=num_samples,
         batch_size=args.batch_size,
         split_option=split_option,
         counted_by='--num-classes' if getattr(args, 'num_classes', None) else f'classes of {network.name}:',
         names=network.label_names,
     )
     if place.primary:
-        _logger.info(describe_dataset(dataset, split, args.num_samples))
+        _logger.info(describe_dataset(dataset, split, num_samples))
     return create_eval_loader(
         dataset,
         loader_spec(args),

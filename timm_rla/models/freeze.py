@@ -57,7 +57,8 @@ def plain_network(
     kwargs.setdefault('num_classes', model.num_classes)
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     kwargs.setdefault('in_chans', first.in_channels)
-    kwargs.setdefault('global_pool', model.global_pool.pool_type)
+    pool = getattr(model.global_pool, 'pool_type', None)  # None of one that was replaced
+    kwargs.update({} if pool is None or 'global_pool' in kwargs else {'global_pool': pool})
     reference = next(model.parameters())
     plain = timm.create_model(name, **kwargs).to(device=reference.device, dtype=reference.dtype)
     state = {key: value.clone() for key, value in model.state_dict().items() if not is_added(key)}

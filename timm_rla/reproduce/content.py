@@ -102,7 +102,8 @@ def _check_text(text: str, subject: str, *fields: str) -> None:
             raise UserError(f'{subject}: {text!r}: only {" and ".join(f"{{{name}}}" for name in fields)} can stand in '
                             'braces')
     if not text.isprintable() or '|' in text:
-        raise UserError(f'{subject}: {text!r}: | and line breaks cannot be in it')
+        raise UserError(f'{subject}: {text!r}: | and signs that cannot be printed, such as line breaks, cannot be '
+                        'in it')
 
 
 def _check_options(options: Dict[str, Any], task: Task, source: str) -> None:

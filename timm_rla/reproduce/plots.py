@@ -14,6 +14,8 @@ from .studies import Studied
 
 __all__ = ['plot_attentions', 'plot_curves', 'plot_differences']
 
+NAME = 60  # characters of a network's name
+
 
 def _panels(rows: Sequence[Row]) -> List[List[Row]]:
     """Rows by data set and depth."""
@@ -44,7 +46,7 @@ def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Pat
                 lines = [{task.done(line): line for line in results.rows(Run(row.cell, seed))} for seed in row.values]
                 steps = sorted(set(lines[0]).intersection(*lines))  # a row may be damaged in one of the runs
                 runs = [[run[step] for step in steps] for run in lines]
-                style = dict(_style(index), label=plain_label(f'{row.cell.name}, n = {len(runs)}'))
+                style = dict(_style(index), label=f'{plain_label(row.cell.name, NAME)}, n = {len(runs)}')
                 _draw_band(ax, steps, [[metric.value(line) for line in run] for run in runs], style)
                 if metric == task.metrics[0]:
                     _draw_band(left, steps, [[line['train_loss'] for line in run] for run in runs], style)
@@ -95,8 +97,8 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
     if paper:
         axes.plot(*zip(*paper), 'D', color=COLORS[1], markersize=4, label='paper')
     axes.set_yticks(range(len(shown)), [
-        f'{plain_label(row.cell.name)}, {row.cell.dataset}, {f"{row.metric.name}, " if several else ""}n = {row.pairs}'
-        for row in shown])
+        f'{plain_label(row.cell.name, NAME)}, {row.cell.dataset}, {f"{row.metric.name}, " if several else ""}'
+        f'n = {row.pairs}' for row in shown])
     axes.invert_yaxis()
     better = 'left' if rows[0].metric.lower_is_better else 'right'
     axes.set_xlabel(f'Difference in {measure} from plain, percentage points ({better} is better)')
@@ -125,7 +127,7 @@ def plot_attentions(studied: Sequence[Studied], heading: str, output: Path) -> P
                          for column in ('mean', 'std'))
             held = np.array([entry.held(name) for name in names])  # [L, seeds]
             style = dict(_style(index), marker='o', markersize=3)
-            left.plot(blocks, mean, label=plain_label(entry.cell.name), **style)
+            left.plot(blocks, mean, label=plain_label(entry.cell.name, NAME), **style)
             left.fill_between(blocks, mean - std, mean + std, color=style['color'], alpha=0.25, linewidth=0)
             right.plot(blocks, held.mean(1), **style)
             right.fill_between(blocks, held.min(1), held.max(1), color=style['color'], alpha=0.2, linewidth=0)

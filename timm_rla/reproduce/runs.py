@@ -86,13 +86,16 @@ class Results:
         """True for options of the table that are these, otherwise written, but for where and how runs go."""
         if not isinstance(options, list):
             return False
-        task, run = self.table.task, Run(self.table.cells[0], 0)
-        try:
-            first, second = (vars(parse(task.parser(), train_options(task, run, self.length, list(map(str, given)))))
-                             for given in (options, self.options))
-        except UserError:  # options of another version
-            return False
-        return all(first[name] == second[name] for name in first if name not in ELSEWHERE)
+        task = self.table.task
+        for run in (Run(cell, seed) for cell in self.table.cells for seed in (0, 1)):  # {cell} and {seed} differ
+            try:
+                first, second = (vars(parse(task.parser(), train_options(task, run, self.length, given)))
+                                 for given in (list(map(str, options)), self.options))
+            except UserError:  # options of another version
+                return False
+            if any(first[name] != second[name] for name in first if name not in ELSEWHERE):
+                return False
+        return True
 
     @contextmanager
     def locked(self) -> Iterator[None]:

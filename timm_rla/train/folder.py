@@ -88,7 +88,8 @@ class RunFolder:
         if resume == 'auto':
             checkpoint = self._find_newest()
             if checkpoint is None:
-                if len(read_summary(self.path)) > 1 or self._holds_checkpoints():  # else it has no epoch behind it
+                # timm's script writes the row of the first epoch before its checkpoint
+                if len(read_summary(self.path)) > 1 or self._holds_checkpoints():
                     raise UserError(f'--resume auto: {self.path} holds a run without a checkpoint that can be read')
                 return None
         elif resume:

@@ -14,6 +14,7 @@ from ..common.errors import UserError
 from ..common.input_spec import INTERPOLATIONS
 from ..common.options import (
     OptionParser,
+    add_data_folder,
     add_input_options,
     add_loading_options,
     add_precision_options,
@@ -221,7 +222,7 @@ def train_parser() -> OptionParser:
         unsupported=UNSUPPORTED,
     )
     parser.add_argument('-c', '--config', metavar='FILE', help='YAML file with option names and values')
-    parser.add_argument('data', nargs='?', metavar='DIR', help='path to dataset (deprecated, use --data-dir)')
+    add_data_folder(parser.add_argument)
     for title, add_options in _GROUPS.items():
         add_options(parser.add_argument_group(title).add_argument)
     return parser

@@ -35,10 +35,11 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     results.update(path, [dict(TINY.columns(), model='a')])
     before = path.read_bytes()
 
-    def interrupt(*args):
+    def interrupted(file):
+        file.write('half')
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results.csv.DictWriter, 'writerows', interrupt)
+    monkeypatch.setattr('timm_rla.common.files.csv.writer', interrupted)
     with pytest.raises(KeyboardInterrupt):
         results.update(path, [dict(TINY.columns(), model='b')])
     assert path.read_bytes() == before

@@ -11,7 +11,7 @@ from helpers import SUMMARY_HEADER, small_table, write_run
 from timm_rla.common.errors import UserError
 from timm_rla.reproduce.plan import Run, load_table
 from timm_rla.reproduce.plots import plot_attentions, plot_curves, plot_differences
-from timm_rla.reproduce.report import paired_interval, report_rows, title, write_csv, write_markdown
+from timm_rla.reproduce.report import paired_interval, report_rows, title, write_figures, write_markdown
 from timm_rla.reproduce.runs import Results
 from timm_rla.reproduce.studies import Studied, markdown_lines, read_studies
 
@@ -40,7 +40,7 @@ def test_report(tmp_path):
 
     text = write_markdown(tmp_path / 'report.md', 'A title', list(rows.values()), 'epoch').read_text()
     assert '| RLA-20 |' in text and '8.17 ± 1.04' in text and 'missing' in text and '3 of 4' in text
-    with open(write_csv(tmp_path / 'report.csv', list(rows.values()))) as f:
+    with open(write_figures(tmp_path / 'report.csv', list(rows.values()))) as f:
         lines = list(csv.DictReader(f))
     assert [float(line['value']) for line in lines if line['cell'] == 'rla'] == [9., 8.5, 7.]
 

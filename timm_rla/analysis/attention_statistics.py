@@ -1,5 +1,4 @@
 """Statistics of the layer attentions over a dataset: measured in one pass, as a table and as CSV."""
-import csv
 from pathlib import Path
 from typing import Any, List, Sequence, Tuple
 
@@ -7,16 +6,16 @@ import torch
 import torch.nn as nn
 
 from ..common.device import Placement
-from ..common.errors import UserError, blame
+from ..common.errors import UserError
 from ..common.evaluation import batches_on_device
-from ..common.files import writing_text
+from ..common.files import write_csv
 from ..common.progress import Progress
 from ..common.table import format_columns
 from .attention import attention_modules, record_attention, stack_attention
 from .classes import short_name
 from .moments import Moments
 
-__all__ = ['format_table', 'measure_attention', 'write_csv']
+__all__ = ['format_table', 'measure_attention', 'write_statistics']
 
 
 def measure_attention(
@@ -86,7 +85,7 @@ def format_table(moments: Moments, blocks: Sequence[str], names: Sequence[str]) 
     return format_columns(rows, left=len(rows[0]))
 
 
-def write_csv(moments: Moments, blocks: Sequence[str], names: Sequence[str], path: Path) -> Path:
+def write_statistics(moments: Moments, blocks: Sequence[str], names: Sequence[str], path: Path) -> Path:
     """Write a row for each class and block, those of all images first with an empty class.
 
     Args:
@@ -103,10 +102,8 @@ def write_csv(moments: Moments, blocks: Sequence[str], names: Sequence[str], pat
     """
     groups = [('', 'all', moments.over_groups(), 0)]
     groups += [(k, name, moments, k) for k, name in enumerate(names) if moments.count[k] > 0]
-    with blame(f'--output {path}', OSError), writing_text(path) as f:
-        writer = csv.writer(f)
-        writer.writerow(['class', 'name', 'block', 'images', 'mean', 'std'])
-        for label, name, group, k in groups:
-            for block, mean, std in zip(blocks, group.mean[k].tolist(), group.std[k].tolist()):
-                writer.writerow([label, name, block, int(group.count[k]), mean, std])
-    return path
+    rows = [
+        [label, name, block, int(group.count[k]), mean, std] for label, name, group, k in groups
+        for block, mean, std in zip(blocks, group.mean[k].tolist(), group.std[k].tolist())
+    ]
+    return write_csv(path, ['class', 'name', 'block', 'images', 'mean', 'std'], rows, '--output')

@@ -1,5 +1,4 @@
 """Which classes a network gets right, and for which others it takes the rest."""
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List, Sequence
@@ -7,8 +6,7 @@ from typing import Any, List, Sequence
 import numpy as np
 import torch
 
-from ..common.errors import blame
-from ..common.files import writing_text
+from ..common.files import write_csv
 from ..common.plotting import plain_label, save_picture, subplots
 from ..common.table import format_columns
 from .classes import short_name
@@ -66,23 +64,18 @@ def format_classes(confusion: Confusion, names: Sequence[str]) -> str:
 
 def write_classes(confusion: Confusion, names: Sequence[str], path: Path) -> Path:
     """Write a row for each class as CSV; returns `path`."""
-    with blame(f'--confusion {path}', OSError), writing_text(path) as f:
-        writer = csv.writer(f)
-        writer.writerow(['index', 'name', 'images', 'correct', 'top1'])
-        for index, name in enumerate(names):
-            images = int(confusion.images[index])
-            top1 = round(confusion.accuracy[index].item(), 4) if images else ''
-            writer.writerow([index, name, images, int(confusion.counts[index, index]), top1])
-    return path
+    rows = []
+    for index, name in enumerate(names):
+        images = int(confusion.images[index])
+        top1 = round(confusion.accuracy[index].item(), 4) if images else None
+        rows.append([index, name, images, int(confusion.counts[index, index]), top1])
+    return write_csv(path, ['index', 'name', 'images', 'correct', 'top1'], rows, '--confusion')
 
 
 def write_matrix(confusion: Confusion, names: Sequence[str], path: Path) -> Path:
     """Write the counts as CSV, a row for each label and a column for each prediction; returns `path`."""
-    with blame(f'--confusion {path}', OSError), writing_text(path) as f:
-        writer = csv.writer(f)
-        writer.writerow(['label', *names])
-        writer.writerows([name, *row] for name, row in zip(names, confusion.counts.tolist()))
-    return path
+    rows = [[name, *row] for name, row in zip(names, confusion.counts.tolist())]
+    return write_csv(path, ['label', *names], rows, '--confusion')
 
 
 def plot_confusion(confusion: Confusion, names: Sequence[str], output: Path, title: str = '') -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from ..common.errors import UserError, blame
-from ..common.files import check_writable, writing_text
+from ..common.files import check_writable, write_csv
 from ..common.table import format_columns
 from .suites import Setting
 
@@ -72,10 +72,7 @@ def update(path: Path, rows: Sequence[Dict[str, Any]]) -> None:
     for row in rows:
         text = {column: str(row.get(column, '')) for column in COLUMNS}
         table[tuple(text[column] for column in KEY)] = text
-    with blame(f'--output {path}', OSError), writing_text(path) as f:
-        writer = csv.DictWriter(f, fieldnames=COLUMNS)
-        writer.writeheader()
-        writer.writerows(table.values())
+    write_csv(path, COLUMNS, ([row.get(column) for column in COLUMNS] for row in table.values()), '--output')
 
 
 def find(rows: Sequence[Row], setting: Setting) -> Dict[str, Row]:

@@ -4,7 +4,7 @@ from typing import List, Optional
 
 from ..analysis.attention import attention_modules
 from ..analysis.attention_plot import plot_attention, plot_classes
-from ..analysis.attention_statistics import format_table, measure_attention, write_csv
+from ..analysis.attention_statistics import format_table, measure_attention, write_statistics
 from ..analysis.classes import class_names, find_class
 from ..common.checkpoint import weights_id
 from ..common.errors import UserError
@@ -78,4 +78,4 @@ def main(argv: Optional[List[str]] = None) -> None:
     source = weights_id(Path(args.checkpoint), args.use_ema) if args.checkpoint else None
     print(plot_attention(moments, blocks, output, title=title, source=source))
     print(plot_classes(moments, blocks, names, classes_output, classes, title=title))
-    print(write_csv(moments, blocks, names, table))
+    print(write_statistics(moments, blocks, names, table))

@@ -1,5 +1,4 @@
 """`timm-rla predict IMAGE...`: the most probable classes of images."""
-import csv
 import json
 import sys
 from pathlib import Path
@@ -10,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..analysis.classes import class_names
 from ..common.device import Placement, place
-from ..common.errors import UserError, blame, printable
-from ..common.files import check_outputs, writing_text
+from ..common.errors import UserError, printable
+from ..common.files import check_outputs, write_csv
 from ..common.images import ImageNetwork, find_images, prepare_network, read_image
 from ..common.networks import load_network
 from ..common.options import OptionParser, add_model_options, network_spec
@@ -123,9 +122,7 @@ def _format(rows: Sequence[Dict[str, Any]]) -> str:
 
 
 def _write_csv(rows: Sequence[Dict[str, Any]], path: Path) -> None:
-    with blame(f'--csv {path}', OSError), writing_text(path) as f:
-        writer = csv.writer(f)
-        writer.writerow(['image', 'rank', 'index', 'name', 'probability'])
-        for row in rows:
-            for rank, entry in enumerate(row['predictions'], start=1):
-                writer.writerow([row['image'], rank, entry['index'], entry['name'], entry['probability']])
+    columns = ('index', 'name', 'probability')
+    write_csv(path, ['image', 'rank', *columns], (
+        [row['image'], rank, *(entry[column] for column in columns)]
+        for row in rows for rank, entry in enumerate(row['predictions'], start=1)), '--csv')

@@ -1,6 +1,5 @@
 """`timm-rla quickstart`: train a small network on the handwritten digits of scikit-learn, from nothing to a curve."""
 import argparse
-import csv
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from ..analysis.curves import plot_curves
 from ..common.environment import describe_environment
 from ..common.errors import UserError, blame
 from ..common.extras import import_extra
-from ..common.files import check_writable, writing_text
+from ..common.files import check_writable, write_csv
 from ..common.options import OptionParser, parse
 from ..common.recipes import recipes
 from ..common.summary import read_summary
@@ -66,10 +65,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     print(f'Curve       {curve}')
     print('Top-1       {top1:.2f} % of {held_out} held-out digits after {epochs} epochs, {seconds} s'.format(**result))
     if result_file:
-        with blame(f'--result {result_file}', OSError), writing_text(result_file) as f:
-            writer = csv.DictWriter(f, fieldnames=result)
-            writer.writeheader()
-            writer.writerow(result)
+        write_csv(result_file, result, [result.values()], '--result')
 
 
 def _check(run_options: argparse.Namespace, digits: str, output: Path, result_file: Optional[Path]) -> None:

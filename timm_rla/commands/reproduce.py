@@ -84,7 +84,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 def report(results: Results, seeds: List[int], note: str) -> List[Path]:
     """Write table and pictures beside the runs, all of them or none; returns the files."""
     from ..reproduce.plots import plot_attentions, plot_curves, plot_differences
-    from ..reproduce.report import report_rows, title, write_csv, write_markdown
+    from ..reproduce.report import report_rows, title, write_figures, write_markdown
     from ..reproduce.studies import markdown_lines, read_studies
 
     rows = report_rows(results, seeds)
@@ -95,7 +95,7 @@ def report(results: Results, seeds: List[int], note: str) -> List[Path]:
         folder = Path(temporary)
         written = [
             write_markdown(folder / 'report.md', heading, rows, task.unit, markdown_lines(studied)),
-            write_csv(folder / 'report.csv', rows),
+            write_figures(folder / 'report.csv', rows),
         ]
         if any(row.values for row in rows):
             written += [

@@ -1,6 +1,5 @@
 """`timm-rla validate`: evaluate a model on a dataset."""
 import argparse
-import csv
 import json
 from collections import OrderedDict
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..analysis.confusion import Confusion, format_classes, plot_confusion, writ
 from ..common.device import Placement
 from ..common.errors import blame
 from ..common.evaluation import evaluate
-from ..common.files import check_outputs, writing_text
+from ..common.files import check_outputs, write_csv, writing_text
 from ..common.idle import warn_of_idle_options
 from ..common.image_folder import image_files
 from ..common.networks import compile_model, load_network
@@ -136,10 +135,8 @@ def _validate(
 
 def _write_result(result: Dict[str, Any], path: Path, fmt: str) -> None:
     """Write one result as CSV (header and row) or JSON."""
+    if fmt == 'csv':
+        write_csv(path, result, [result.values()], '--results-file')
+        return
     with blame(f'--results-file {path}', OSError), writing_text(path) as f:
-        if fmt == 'json':
-            json.dump(result, f, indent=4)
-        else:
-            writer = csv.DictWriter(f, fieldnames=result.keys())
-            writer.writeheader()
-            writer.writerow(result)
+        json.dump(result, f, indent=4)

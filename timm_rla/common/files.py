@@ -1,13 +1,16 @@
 """Writing files that are never half written."""
+import csv
 import hashlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, Tuple, Union
 
-from .errors import UserError, one_line
+from .errors import UserError, blame, one_line
 
-__all__ = ['check_outputs', 'check_writable', 'file_digest', 'folder_of_run', 'replacing', 'writing_text']
+__all__ = [
+    'check_outputs', 'check_writable', 'file_digest', 'folder_of_run', 'replacing', 'write_csv', 'writing_text',
+]
 
 OF_A_RUN = ('summary.csv', 'args.yaml')  # files of a training run, which nothing but a run writes
 
@@ -44,6 +47,23 @@ def writing_text(path: Path) -> Iterator[Any]:
     with replacing(path) as temporary, \
             open(temporary, 'w', newline='', encoding='utf-8', errors='backslashreplace') as f:
         yield f
+
+
+def write_csv(path: Path, header: Iterable[Any], rows: Iterable[Iterable[Any]], option: str = '') -> Path:
+    """Write a table as CSV; returns `path`.
+
+    Args:
+        path: File to write.
+        header: Names of the columns.
+        rows: Entries by column; None is an empty one.
+        option: What names the file, for the message.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    with blame(f'{option} {path}'.strip(), OSError), writing_text(path) as f:
+        csv.writer(f).writerows([header, *rows])
+    return path
 
 
 def _flush(path: Path) -> None:

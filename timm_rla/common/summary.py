@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from .errors import blame
-from .files import writing_text
+from .files import write_csv
 from .trained import EPOCHS
 
 __all__ = ['SUMMARY', 'is_row', 'metric_key', 'read_summary', 'restore_rows', 'sort_key', 'trim_summary',
@@ -109,10 +109,7 @@ def _write(path: Path, rows: List[Dict[str, float]]) -> None:
         path.unlink(missing_ok=True)
         return
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with blame(str(path), OSError), writing_text(path) as f:
-        writer = csv.DictWriter(f, columns)
-        writer.writeheader()
-        writer.writerows(dict(row, epoch=int(row[EPOCH])) for row in rows)
+    write_csv(path, columns, ([dict(row, epoch=int(row[EPOCH])).get(name) for name in columns] for row in rows))
 
 
 def metric_key(row: Dict[str, float], metric: str) -> str:

@@ -1,5 +1,4 @@
 """The report of a table: figures beside the paper's, and what each network gains over the plain one, with intervals."""
-import csv
 import logging
 import math
 import statistics
@@ -8,13 +7,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..common.extras import import_extra
-from ..common.files import writing_text
+from ..common.files import write_csv, writing_text
 from ..common.summary import SUMMARY, read_summary
 from .plan import Cell, Run
 from .runs import Results, recipe_length
 from .tasks import Metric
 
-__all__ = ['Row', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_csv', 'write_markdown']
+__all__ = ['Row', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_figures', 'write_markdown']
 
 CONFIDENCE = 0.95
 _logger = logging.getLogger(__name__)
@@ -172,22 +171,17 @@ def write_markdown(path: Path, heading: str, rows: Sequence[Row], unit: str, mor
     return path
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> Path:
+def write_figures(path: Path, rows: Sequence[Row]) -> Path:
     """Write a row for each metric, cell and seed, with the figures of the cell; returns `path`."""
     columns = ['dataset', 'depth', 'cell', 'model', 'metric', 'seed', 'value', 'mean', 'std', 'n', 'difference',
                'lower', 'upper', 'pairs', 'paper', 'params', 'paper_params']
-    with writing_text(path) as f:
-        writer = csv.DictWriter(f, columns)
-        writer.writeheader()
-        for row in rows:
-            common: Dict[str, Any] = dict(
-                dataset=row.cell.dataset, depth=row.cell.depth, cell=row.cell.key, model=row.cell.model,
-                metric=row.metric.key, mean=row.mean, std=row.std, n=len(row.values), difference=row.difference,
-                pairs=row.pairs, paper=row.paper, params=round(row.params, 6), paper_params=row.cell.paper_params)
-            if row.interval is not None:
-                common.update(lower=row.interval[0], upper=row.interval[1])
-            for seed, value in row.values.items():
-                writer.writerow(dict(common, seed=seed, value=round(value, 4)))
-            if not row.values:
-                writer.writerow(common)
-    return path
+    lines: List[Dict[str, Any]] = []
+    for row in rows:
+        common: Dict[str, Any] = dict(
+            dataset=row.cell.dataset, depth=row.cell.depth, cell=row.cell.key, model=row.cell.model,
+            metric=row.metric.key, mean=row.mean, std=row.std, n=len(row.values), difference=row.difference,
+            pairs=row.pairs, paper=row.paper, params=round(row.params, 6), paper_params=row.cell.paper_params)
+        if row.interval is not None:
+            common.update(lower=row.interval[0], upper=row.interval[1])
+        lines += [dict(common, seed=seed, value=round(value, 4)) for seed, value in row.values.items()] or [common]
+    return write_csv(path, columns, ([line.get(column) for column in columns] for line in lines))

@@ -1,11 +1,10 @@
 """`timm-rla detect eval`: the numbers of COCO for a trained detector."""
-import csv
 import json
 from pathlib import Path
 from typing import Any, Dict, List
 
 from ...common.errors import UserError, blame
-from ...common.files import check_outputs, writing_text
+from ...common.files import check_outputs, write_csv, writing_text
 from ...common.options import OptionParser
 from ...common.table import format_columns
 from ..checkpoint import load_detector
@@ -65,7 +64,4 @@ def _write(path: Path, option: str, text: str) -> None:
 def _write_csv(path: Path, numbers: Dict[str, Any]) -> None:
     rows = [(name, '', numbers[name]) for name in NUMBERS]
     rows += [('map', name, value) for name, value in numbers['per_class'].items()]
-    with blame(f'--csv {path}', OSError), writing_text(path) as f:
-        writer = csv.writer(f)
-        writer.writerow(['number', 'class', 'value'])
-        writer.writerows(rows)
+    write_csv(path, ['number', 'class', 'value'], rows, '--csv')

@@ -133,7 +133,7 @@ if __name__ == '__main__':
 def test_under_torchrun(tmp_path):
     script = tmp_path / 'script.py'
     script.write_text('import os, timm; os.write(1, b"known %d " % timm.is_model("rla_resnet50"))')  # in one piece
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', str(script)]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(script)]
     assert subprocess.run(command, capture_output=True, text=True).stdout.count('known 1') == 2
 
 

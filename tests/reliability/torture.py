@@ -166,8 +166,8 @@ def killed_ranks(data: Path, folder: Path, tries: int, rng: random.Random) -> Li
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
 
     def line(output: Path) -> List[str]:
-        return [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '-m', 'timm_rla',
-                *command(data, output, options)]
+        return [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m',
+                'timm_rla', *command(data, output, options)]
 
     start = time.monotonic()
     whole = subprocess.run(line(folder / 'whole'), env=environment, capture_output=True, text=True)

@@ -134,8 +134,8 @@ def test_killed_while_it_keeps_the_position(image_folder, tmp_path, whole_runs, 
 
 
 def command(data, output, *options, processes=1):
-    python = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes)] * (processes > 1)
-    return [*(python or [sys.executable]), '-m', 'timm_rla', 'train', *TINY_RUN, '--data-dir', str(data), '--output',
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)] * (processes > 1)
+    return [sys.executable, *torchrun, '-m', 'timm_rla', 'train', *TINY_RUN, '--data-dir', str(data), '--output',
             str(output), '--log-interval', '1', *options]
 
 

@@ -125,6 +125,7 @@ def test_curves_of_one_epoch_of_many_networks(tmp_path, figures):
     lines = figures[0].axes[1].get_lines()
     assert len(lines) == len(table.cells) == 8 and all(line.get_marker() == 'o' for line in lines)
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 8
+    assert [text.get_text() for text in figures[0].axes[1].get_xticklabels()] == ['1']
     legend = [text.get_text().strip() for text in figures[0].axes[1].get_legend().get_texts()]
     assert legend == [f'{cell.name}, n = 1' for cell in table.cells]
 

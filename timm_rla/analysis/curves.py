@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 from ..common.errors import UserError
-from ..common.plotting import COLORS, check_picture, plain_label, save_picture, subplots, tidy_axes
+from ..common.plotting import (
+    COLORS,
+    check_picture,
+    plain_label,
+    save_picture,
+    subplots,
+    tidy_axes,
+    whole_steps,
+)
 from ..common.summary import SUMMARY, read_summary
 
 __all__ = ['plot_curves']
@@ -79,7 +87,7 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
             if len(line.get_xdata()) == 1:  # a single epoch has no line
                 line.set_marker('o')
         tidy_axes(axes)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_steps(axes)
     legend = figure.legend(loc='outside lower center', ncols=2, frameon=False, fontsize='small')
     for line in legend.get_lines():
         line.set(linewidth=1.5, alpha=1)

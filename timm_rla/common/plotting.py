@@ -9,6 +9,7 @@ from .files import check_writable, replacing
 
 __all__ = [
     'COLORS', 'HIGHLIGHT', 'check_picture', 'new_figure', 'plain_label', 'save_picture', 'subplots', 'tidy_axes',
+    'whole_steps',
 ]
 
 # Okabe and Ito's, safe for the colour-blind
@@ -49,6 +50,15 @@ def plain_label(text: str, length: int = 40) -> str:
     if len(text) > length:
         text = f'{text[:(length - 1) // 2]}…{text[-(length // 2):]}'
     return f' {text}' if text.startswith('_') else text
+
+
+def whole_steps(axes: Any) -> None:
+    """Ticks of a horizontal axis at whole numbers only, such as epochs."""
+    steps = {step for line in axes.get_lines() for step in line.get_xdata()}
+    if len(steps) == 1:  # matplotlib would zoom in on it
+        axes.set_xticks(list(steps), [f'{step:g}' for step in steps])
+    else:
+        axes.xaxis.set_major_locator(import_extra('matplotlib.ticker', 'analysis').MaxNLocator('auto', integer=True))
 
 
 def tidy_axes(axes: Any) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..analysis.attention_plot import label_blocks
 from ..analysis.curves import LARGEST, STYLES
-from ..common.plotting import COLORS, plain_label, save_picture, subplots, tidy_axes
+from ..common.plotting import COLORS, plain_label, save_picture, subplots, tidy_axes, whole_steps
 from .plan import Run
 from .report import Row
 from .runs import Results
@@ -68,6 +68,7 @@ def _draw_band(axes: Any, steps: Sequence[int], runs: Sequence[Sequence[float]],
     axes.plot(steps, values.mean(0), marker='o' if len(steps) == 1 else None, **style)  # one step has no line
     axes.fill_between(steps, values.min(0), values.max(0), color=style['color'], alpha=0.2, linewidth=0)
     tidy_axes(axes)
+    whole_steps(axes)
 
 
 def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Path) -> Path:

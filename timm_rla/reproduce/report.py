@@ -124,7 +124,8 @@ def title(results: Results, data: str) -> str:
     if results.length is not None:
         task = results.table.task
         usual = sorted({recipe_length(task, cell.dataset) for cell in results.table.cells})
-        parts.append(f'{results.length:,} {task.unit}s instead of {" and ".join(f"{length:,}" for length in usual)}')
+        parts.append(f'{results.length:,} {task.unit}{"s" * (results.length > 1)} instead of '
+                     f'{" and ".join(f"{length:,}" for length in usual)}')
     if data:
         parts.append(data)
     return ', '.join(parts)

@@ -13,7 +13,6 @@ from timm import utils
 from timm.layers import convert_sync_batchnorm
 from timm.models import get_pretrained_cfg, safe_model_name
 
-from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.datasets import describe_dataset
 from ..common.device import Placement
 from ..common.errors import UserError, blame
@@ -23,14 +22,13 @@ from ..common.idle import warn_of_idle_options
 from ..common.networks import SAVED, compile_model, saved_arguments
 from ..common.options import input_spec, placement
 from ..common.stopping import StopRequest
-from ..common.trained import completed_epochs, training_options
 from .checkpoints import Checkpoints
 from .data import Splits, TrainData, create_loaders, open_splits
 from .epoch import Trainer
 from .folder import RunFolder
 from .loop import Intervals, Run, restore, run_epochs
-from .optimizer_state import load_optimizer
 from .options import data_spec, loss_arguments, model_arguments, split_spec, train_parser
+from .resume import restore_weights
 from .scalars import ScalarLog, open_scalar_logs
 from .setup import (
     create_loss,
@@ -245,28 +243,7 @@ def _prepare(
     if place.autocast_dtype is torch.float16 and place.device.type == 'cuda':
         loss_scaler = utils.NativeScaler(device=place.device.type)
 
-    source, content, state = f'--resume {checkpoint}', {}, {}
-    if checkpoint is not None:
-        content = read_checkpoint(str(checkpoint), '--resume')
-        _check_classes(content, args.label_names, source)
-        load_weights(model, content, source)
-        if not args.no_resume_opt:
-            load_optimizer(content, source, optimizer, args.opt, loss_scaler, verbose=place.primary)
-    start_epoch = completed_epochs(content, source) if args.start_epoch is None else args.start_epoch
-    if checkpoint is not None and start_epoch == completed_epochs(content, source):
-        state = folder.resume_state(checkpoint, content, start_epoch)
-        seed = training_options(content, source).get('seed')
-        if state and seed not in (None, args.seed) and place.primary:
-            _logger.warning(f'--seed {args.seed}: {source} was trained with seed {seed}, whose random numbers go on '
-                            'where they are kept; this run is that of neither seed')
-    model_ema = None
-    if args.model_ema:
-        model_ema = utils.ModelEmaV3(
-            model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
-            device='cpu' if args.model_ema_force_cpu else None)
-        if content:
-            load_weights(model_ema.module, content, source, use_ema=True)
-    del content  # the size of three models
+    start_epoch, state, model_ema = restore_weights(args, model, optimizer, loss_scaler, checkpoint, folder, place)
 
     model = compile_model(model, args.torchcompile, args.torchcompile_mode)
     eval_models = {'': model}
@@ -278,15 +255,6 @@ def _prepare(
     intervals = Intervals(args.log_interval, args.recovery_interval, args.val_interval, args.mixup_off_epoch)
     return Run(trainer, eval_models, metric, start_epoch, num_epochs, updates_per_epoch, intervals, args.dist_bn,
                dict(arch=args.model, args=args), state)
-
-
-def _check_classes(checkpoint: Dict[str, Any], names: Optional[List[str]], source: str) -> None:
-    """Complain of a checkpoint of other classes: its classifier would take on the names of these."""
-    trained = training_options(checkpoint, source).get('label_names')
-    if names and trained and list(trained) != list(names):
-        of, own = (', '.join(entry for entry in entries if entry not in others) or 'the same names in another order'
-                   for entries, others in ((trained, names), (names, trained)))
-        raise UserError(f'{source}: trained on other classes than those of the data: {of[:200]}, not {own[:200]}')
 
 
 def _announce(

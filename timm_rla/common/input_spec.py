@@ -57,9 +57,19 @@ class InputSpec:
             for key in ('mean', 'std'):
                 if len(config[key]) != channels:  # the mean over the channels, as timm's prefetcher takes it
                     config[key] = (sum(config[key]) / len(config[key]),) * channels
+            self._check_size(model, config['input_size'][1:])
         if verbose:
             _logger.info('Input: ' + ', '.join(f'{key} {value}' for key, value in config.items()))
         return config
+
+    @staticmethod
+    def _check_size(model: nn.Module, size: Sequence[int]) -> None:
+        """Complain of images of another size than a network of patches was built for."""
+        patches = getattr(model, 'patch_embed', None)
+        built_for = patches.img_size if getattr(patches, 'strict_img_size', False) else None
+        if built_for is not None and tuple(built_for) != tuple(size):
+            raise UserError(f'images of {size[0]} x {size[1]}: the network is built for {built_for[0]} x {built_for[1]} '
+                            f'(--img-size {built_for[0]}); --model-kwargs img_size={size[0]} builds it for others')
 
     def _check(self, model: nn.Module) -> None:
         """Complain of names that timm does not know, and of more or fewer numbers than channels."""

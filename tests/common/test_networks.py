@@ -110,7 +110,7 @@ def test_images_of_another_size_than_that_of_the_patches():
     """timm's networks of patches are built for a size, and complain of others only in their forward pass."""
     spec = dict(depth=1, embed_dim=8, num_heads=1)
     model = create_model('vit_tiny_patch16_224', **spec)
-    with pytest.raises(UserError, match='^images of 96 x 96: the network is built for 224 x 224 .--img-size 224.; --model'):
+    with pytest.raises(UserError, match='^images of 96 x 96: the network is built for 224 x 224 .--img-size 224.; '):
         InputSpec(img_size=96).resolve(model)
     assert InputSpec().resolve(model)['input_size'] == (3, 224, 224)
     for given in dict(img_size=96), dict(dynamic_img_size=True):

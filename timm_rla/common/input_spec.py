@@ -68,8 +68,9 @@ class InputSpec:
         patches = getattr(model, 'patch_embed', None)
         built_for = patches.img_size if getattr(patches, 'strict_img_size', False) else None
         if built_for is not None and tuple(built_for) != tuple(size):
-            raise UserError(f'images of {size[0]} x {size[1]}: the network is built for {built_for[0]} x {built_for[1]} '
-                            f'(--img-size {built_for[0]}); --model-kwargs img_size={size[0]} builds it for others')
+            raise UserError(
+                f'images of {size[0]} x {size[1]}: the network is built for {built_for[0]} x {built_for[1]} '
+                f'(--img-size {built_for[0]}); --model-kwargs img_size={size[0]} builds it for others')
 
     def _check(self, model: nn.Module) -> None:
         """Complain of names that timm does not know, and of more or fewer numbers than channels."""

@@ -5,8 +5,9 @@ from typing import Dict, List, Sequence, Tuple
 
 from ..common.errors import UserError
 from ..common.plotting import (
-    COLORS,
+    LARGEST,
     check_picture,
+    line_style,
     plain_label,
     save_picture,
     subplots,
@@ -19,8 +20,6 @@ __all__ = ['plot_curves']
 
 
 COLUMNS = ('train_loss', 'eval_loss', 'eval_top1')
-LARGEST = 1e30
-STYLES = ('-', '-.', (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))  # of validation, for more runs than there are colours
 TRAINING = dict(linewidth=0.8, alpha=0.6)
 
 
@@ -72,10 +71,7 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
     legend_rows = math.ceil(len(tables) / 2)
     figure, (loss, error) = subplots(1, 2, figsize=(9, 3.6 + 0.24 * legend_rows))
     for index, (label, rows) in enumerate(zip(_labels(list(tables)), tables.values())):
-        style = dict(
-            color=COLORS[index % len(COLORS)],
-            linestyle=STYLES[index // len(COLORS) % len(STYLES)],
-        )
+        style = line_style(index)
         loss.plot(*_curve(rows, 'train_loss'), label=label, **{**style, **TRAINING})
         loss.plot(*_curve(rows, 'eval_loss'), **style)
         epochs, top1 = _curve(rows, 'eval_top1')

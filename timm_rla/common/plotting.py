@@ -8,13 +8,15 @@ from .extras import import_extra
 from .files import check_writable, replacing
 
 __all__ = [
-    'COLORS', 'HIGHLIGHT', 'check_picture', 'new_figure', 'plain_label', 'save_picture', 'subplots', 'tidy_axes',
-    'whole_steps',
+    'COLORS', 'HIGHLIGHT', 'LARGEST', 'check_picture', 'line_style', 'new_figure', 'plain_label', 'save_picture',
+    'subplots', 'tidy_axes', 'whole_steps',
 ]
 
 # Okabe and Ito's, safe for the colour-blind
 COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 HIGHLIGHT = '#D55E00'  # their red
+STYLES = ('-', '-.', (0, (6, 1, 1, 1, 1, 1)), (0, (1, 1)))  # for more lines than there are colours
+LARGEST = 1e30  # value that an axis can be drawn for
 FORMATS = ('.png', '.svg', '.pdf')
 
 
@@ -50,6 +52,11 @@ def plain_label(text: str, length: int = 40) -> str:
     if len(text) > length:
         text = f'{text[:(length - 1) // 2]}…{text[-(length // 2):]}'
     return f' {text}' if text.startswith('_') else text
+
+
+def line_style(index: int) -> Dict[str, Any]:
+    """Colour and line style of one line of many."""
+    return dict(color=COLORS[index % len(COLORS)], linestyle=STYLES[index // len(COLORS) % len(STYLES)])
 
 
 def whole_steps(axes: Any) -> None:

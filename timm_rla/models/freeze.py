@@ -58,7 +58,8 @@ def plain_network(
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     kwargs.setdefault('in_chans', first.in_channels)
     pool = getattr(model.global_pool, 'pool_type', None)  # None of one that was replaced
-    kwargs.update({} if pool is None or 'global_pool' in kwargs else {'global_pool': pool})
+    if pool is not None:
+        kwargs.setdefault('global_pool', pool)
     reference = next(model.parameters())
     plain = timm.create_model(name, **kwargs).to(device=reference.device, dtype=reference.dtype)
     state = {key: value.clone() for key, value in model.state_dict().items() if not is_added(key)}

@@ -5,8 +5,16 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 
 from ..analysis.attention_plot import label_blocks
-from ..analysis.curves import LARGEST, STYLES
-from ..common.plotting import COLORS, plain_label, save_picture, subplots, tidy_axes, whole_steps
+from ..common.plotting import (
+    COLORS,
+    LARGEST,
+    line_style,
+    plain_label,
+    save_picture,
+    subplots,
+    tidy_axes,
+    whole_steps,
+)
 from .plan import Run
 from .report import Row
 from .runs import Results
@@ -46,29 +54,26 @@ def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Pat
                 lines = [{task.done(line): line for line in results.rows(Run(row.cell, seed))} for seed in row.values]
                 steps = sorted(set(lines[0]).intersection(*lines))  # a row may be damaged in one of the runs
                 runs = [[run[step] for step in steps] for run in lines]
-                style = dict(_style(index), label=f'{plain_label(row.cell.name, NAME)}, n = {len(runs)}')
+                style = dict(line_style(index), label=f'{plain_label(row.cell.name, NAME)}, n = {len(runs)}')
                 _draw_band(ax, steps, [[metric.value(line) for line in run] for run in runs], style)
                 if metric == task.metrics[0]:
                     _draw_band(left, steps, [[line['train_loss'] for line in run] for run in runs], style)
             ax.set(xlabel=task.unit.capitalize(), ylabel=f'{metric.name}, {panel[0].cell.dataset} (%)')
         left.set(xlabel=task.unit.capitalize(), ylabel='Training loss')
+        for ax in (left, *right):
+            tidy_axes(ax)
+            whole_steps(ax)
         right[-1].legend(frameon=False, fontsize='small')
     figure.suptitle(heading, fontsize='medium', wrap=True)
     return save_picture(figure, output)
 
 
-def _style(index: int) -> Dict[str, Any]:
-    """Of a line, for more networks than there are colours."""
-    return dict(color=COLORS[index % len(COLORS)], linestyle=STYLES[index // len(COLORS) % len(STYLES)], linewidth=1.2)
-
-
 def _draw_band(axes: Any, steps: Sequence[int], runs: Sequence[Sequence[float]], style: Dict[str, Any]) -> None:
     values = np.array(runs)  # [seeds, steps]
     values[abs(values) >= LARGEST] = np.nan  # no axis could be drawn for them
-    axes.plot(steps, values.mean(0), marker='o' if len(steps) == 1 else None, **style)  # one step has no line
+    marker = 'o' if len(steps) == 1 else None  # one step has no line
+    axes.plot(steps, values.mean(0), marker=marker, linewidth=1.2, **style)
     axes.fill_between(steps, values.min(0), values.max(0), color=style['color'], alpha=0.2, linewidth=0)
-    tidy_axes(axes)
-    whole_steps(axes)
 
 
 def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Path) -> Path:
@@ -127,7 +132,7 @@ def plot_attentions(studied: Sequence[Studied], heading: str, output: Path) -> P
             mean, std = (np.array([entry.spread(name, column) for name in names]).mean(1)  # over seeds
                          for column in ('mean', 'std'))
             held = np.array([entry.held(name) for name in names])  # [L, seeds]
-            style = dict(_style(index), marker='o', markersize=3)
+            style = dict(line_style(index), linewidth=1.2, marker='o', markersize=3)
             left.plot(blocks, mean, label=plain_label(entry.cell.name, NAME), **style)
             left.fill_between(blocks, mean - std, mean + std, color=style['color'], alpha=0.25, linewidth=0)
             right.plot(blocks, held.mean(1), **style)

@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Studied:
-    """A cell whose runs have been studied. All lists are by seed."""
+    """A cell whose runs have been studied. All lists are by seed; what is 0 has no sign."""
     cell: Cell
     seeds: List[int]
     studies: List[Dict[str, Any]]

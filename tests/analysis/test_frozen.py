@@ -118,7 +118,17 @@ def test_comparison():
     second[99] = True
     result = compare(first, second)
     assert (result.first, result.second, result.difference) == pytest.approx((60, 58, -2))
-    spread = (4 - 100 * 0.02 ** 2) / 99  # of the differences -1, 0, 1: sample variance
-    assert result.interval[1] - result.interval[0] == pytest.approx(2 * 1.959964 * 100 * (spread / 100) ** 0.5)
+    # Half an image more in each of the four cells, all of it twice: won 1.5, lost 3.5, both right 57.5, both wrong 39.5
+    values = np.repeat([100., -100., 0.], [3, 7, 194])
+    half = 1.959964 * values.std() / 102 ** 0.5
+    assert result.interval == pytest.approx((values.mean() - half, values.mean() + half))
     assert str(result).startswith('58.00 %, -2.00 points (95 % interval -')
-    assert compare(first[:1], second[:1]).interval is None
+
+
+@pytest.mark.parametrize('n, rate', [(30, 0.05), (100, 0.03), (360, 0.01)])
+def test_interval_holds_with_few_differences(n, rate):
+    """In nine of ten data sets and more. Without the halves it holds in 86 % of them and less, and is of no width."""
+    draws = torch.from_numpy(np.random.default_rng(0).random((1000, n)))
+    found = [compare(torch.ones(n, dtype=torch.bool), row >= rate).interval for row in draws]
+    assert sum(low <= -100 * rate <= high for low, high in found) >= 900
+    assert min(high - low for low, high in found) > 0

@@ -16,7 +16,10 @@ def test_moments_equal_numpy_on_everything(offset):
     streamed = parts[0]
     for part in parts[1:]:
         streamed = Moments.merge([streamed, part])
-    for moments in (streamed, Moments.merge(parts)):
+    added = Moments.of(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 5)
+    for a, b in zip(cuts, cuts[1:]):
+        added.add(torch.tensor(values[a:b]), torch.tensor(groups[a:b]))
+    for moments in (streamed, added, Moments.merge(parts)):
         for k in (0, 1, 2, 4):
             np.testing.assert_allclose(moments.mean[k], values[groups == k].mean(0), rtol=1e-12, atol=1e-12)
             np.testing.assert_allclose(moments.std[k], values[groups == k].std(0), rtol=1e-7 if offset else 1e-12)

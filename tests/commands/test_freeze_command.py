@@ -93,3 +93,34 @@ def test_pooling_precision_and_card(image_folder, tmp_path):
     assert '**Made of:** `rla_seresnet20_cifar`, each layer attention held at its mean' in card
     assert 'model: rla_seresnet20_cifar' in card and 'curves.png' not in card
     assert timm.create_model(f'local-dir:{tmp_path / "export"}').global_pool.pool_type == 'max'
+
+
+def test_images_are_those_of_the_run(image_folder, tmp_path, capsys):
+    """A tag says how images are prepared, and so do the options of the run; the plain name says it otherwise."""
+    options = ['--data-dir', str(image_folder), '--device', 'cpu', '--workers', '0']
+    model = ['--model', 'rla_resnet18.backbone_tv_in1k', '--model-kwargs', 'layers=(1,1,1,1)', 'channels=(8,16,16,16)']
+    assert cli.main([*TRAIN, *model, *options, '--img-size', '16', '--epochs', '1', '--std', '0.3', '0.2', '0.1',
+                     '--model-ema', '--output', str(tmp_path)]) == 0
+    for weights in (['--use-ema'], []):
+        (tmp_path / 'run' / 'frozen.pth.tar').unlink(missing_ok=True)
+        capsys.readouterr()
+        assert cli.main(['freeze', str(tmp_path / 'run' / 'last.pth.tar'), *options, *weights]) == 0
+        input_of_run = [line for line in capsys.readouterr().err.splitlines() if 'Input:' in line]
+        assert 'interpolation bilinear' in input_of_run[0] and 'std (0.3, 0.2, 0.1)' in input_of_run[0]
+        assert cli.main(['export', str(tmp_path / 'run' / 'frozen.pth.tar'), str(tmp_path / f'export{weights}')]) == 0
+        card = (tmp_path / f'export{weights}' / 'README.md').read_text()
+        assert ('exponential moving average' in card) == bool(weights) and 'With timm installed' in card
+        assert cli.main(['validate', '--checkpoint', str(tmp_path / 'run' / 'frozen.pth.tar'), *options]) == 0
+        found = [line for line in capsys.readouterr().err.splitlines() if 'Input:' in line]
+        assert found[-1].partition('Input:')[2] == input_of_run[0].partition('Input:')[2]
+
+
+def test_both_files_or_none(run, image_folder, tmp_path, capsys, monkeypatch):
+    """A disk that is full at the second file leaves no first one, which the next try would stumble over."""
+    def save(*args, **kwargs):
+        raise RuntimeError('unexpected pos 64 vs 0')  # as torch says it
+
+    monkeypatch.setattr(torch, 'save', save)
+    assert cli.main(['freeze', str(run / 'last.pth.tar'), '--data-dir', str(image_folder), '--device', 'cpu',
+                     '--workers', '0', '--output', str(tmp_path / 'f.pth.tar'), '--study']) == 2
+    assert 'unexpected pos' in capsys.readouterr().err and not list(tmp_path.iterdir())

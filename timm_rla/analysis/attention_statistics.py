@@ -57,9 +57,9 @@ def measure_attention(
                 raise UserError(f'labels {target.min()} to {target.max()}: the model has classes 0 to '
                                 f'{num_classes - 1}')
             values = torch.cat(list(attention.values()), 1) if channels else stack_attention(attention)
-            moments = Moments.merge([moments, Moments.of(values[:own], target, num_classes)])
+            moments.add(values[:own], target)
             progress.update(len(images) * placement.world_size)
-    return moments.over_processes()
+    return Moments.merge(placement.gather([moments]))
 
 
 def format_table(moments: Moments, blocks: Sequence[str], names: Sequence[str]) -> str:

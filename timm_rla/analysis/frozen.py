@@ -2,19 +2,21 @@
 import copy
 import math
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
+from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.utils import unwrap_model
+from torch.utils.data.distributed import DistributedSampler
 
 from ..common.device import Placement
-from ..common.errors import UserError
-from ..common.evaluation import batches_on_device
+from ..common.evaluation import batches_on_device, images_of_process
 from ..common.progress import Progress
 from ..models.freeze import plain_network
-from .attention import attention_modules
-from .attention_statistics import measure_attention
+from .attention import attention_modules, record_attention
 from .hooks import eval_mode, hooked
 from .moments import Moments
 
@@ -31,28 +33,65 @@ def freeze_attention(model: nn.Module, loader: Any, **model_kwargs: Any) -> nn.M
 
     Args:
         model: RLA network, not folded, on the device and in the type in which it runs.
-        loader: Batches of images [B, in_chans, H, W], normalised, and labels [B] in [0, num_classes).
+        loader: Batches of images [B, in_chans, H, W], normalised, alone or first in a tuple or list; it is read once.
+            In several processes the images are those of all if its sampler is a DistributedSampler; else each process
+            is on its own.
         **model_kwargs: Arguments that the network was created with, such as `attn_layer`.
 
     Returns:
-        timm's network of the same depth, in eval mode, with the type and the device of `model`, which is left as it is.
+        timm's network of the same depth, in eval mode, with the type, the device and the data configuration of `model`,
+        which is left as it is.
 
     Raises:
-        ValueError: The model has no layer attention or no classifier, is folded, pruned or wrapped inside, has an
-            intra-layer attention that cannot be rescaled, or was created with other arguments; or a label is not one
-            of its classes.
+        ValueError: The model has no layer attention or no classifier, is folded, pruned or wrapped inside, has weights
+            of several types or an intra-layer attention that cannot be rescaled, or was created with other arguments;
+            or the loader holds no images.
     """
     model = unwrap_model(model)
     check_freezes(model, **model_kwargs)
     parameter = next(model.parameters())
+    sampler = getattr(loader, 'sampler', None)
+    shared = (isinstance(sampler, (DistributedSampler, OrderedDistributedSampler))
+              and dist.is_available() and dist.is_initialized())
+    place = Placement(parameter.device, parameter.dtype, distributed=shared,
+                      world_size=sampler.num_replicas if shared else 1, rank=sampler.rank if shared else 0)
+    moments, some = _mean_attention(model, loader, place)
+    means = {name: values[0] for name, values in block_values(model, moments.mean).items()}
+    return freeze_at(model, means, some, **model_kwargs)
+
+
+def _mean_attention(model: nn.Module, loader: Any, placement: Placement) -> Tuple[Moments, torch.Tensor]:
+    """Moments of all channels of all blocks over the images of all processes, K = 1, and the first two images."""
+    parts: List[Moments] = []
+    some: Optional[torch.Tensor] = None
+    left = images_of_process(loader, placement)
+    progress = Progress('Attention', _length(loader), 50, enabled=placement.primary)
+    with eval_mode(model), torch.inference_mode(), record_attention(model) as attention, progress:
+        for batch in loader:
+            images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(images, torch.Tensor):
+                raise ValueError(f'batches of {type(images).__name__}; images [B, in_chans, H, W] are expected, alone '
+                                 'or first in a tuple or list')
+            images = images.to(placement.device, placement.dtype)
+            some = images[:2] if some is None else some
+            model(images)
+            own = min(len(images), left)
+            left -= own
+            values = torch.cat(list(attention.values()), 1)[:own]
+            parts = [Moments.merge([*parts, Moments.of(values, torch.zeros(own, dtype=torch.long), 1)])]
+            progress.update(len(images) * placement.world_size)
+    parts = placement.gather(parts)
+    if some is None or not sum(part.count for part in parts):
+        raise ValueError('the loader holds no images')
+    return Moments.merge(parts), some
+
+
+def _length(loader: Any) -> Optional[int]:
+    """Batches of a loader; None of a stream, which does not know."""
     try:
-        with eval_mode(model):
-            moments = measure_attention(model, loader, Placement(parameter.device, parameter.dtype), channels=True)
-    except UserError as e:
-        raise ValueError(str(e)) from e
-    means = {name: values[0] for name, values in block_values(model, moments.over_groups().mean).items()}
-    images, _ = next(iter(loader))
-    return freeze_at(model, means, images[:2], **model_kwargs)
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def check_freezes(model: nn.Module, **model_kwargs: Any) -> None:
@@ -69,7 +108,10 @@ def check_freezes(model: nn.Module, **model_kwargs: Any) -> None:
     plain_network(model, {name: torch.full((head.fc2.out_features,), 0.5) for name, head in heads.items()},
                   **model_kwargs)
     if not model.num_classes:
-        raise ValueError('the network has no classifier, and so no classes that labels could name')
+        raise ValueError('the network has no classifier, and so no logits that could be compared')
+    types = {tensor.dtype for tensor in chain(model.parameters(), model.buffers()) if tensor.is_floating_point()}
+    if len(types) > 1:
+        raise ValueError(f'weights of several types, {", ".join(sorted(map(str, types)))}; freeze the network in one')
 
 
 def block_values(model: nn.Module, values: torch.Tensor) -> Dict[str, torch.Tensor]:
@@ -114,7 +156,8 @@ def freeze_at(
         The network, in eval mode, with the type and the device of `model`.
 
     Raises:
-        ValueError: As `plain_network`; or, in float64, logits differ by more than 1e-10 of the largest.
+        ValueError: As `plain_network`; or, in float64, logits differ by more than 1e-10 of the largest; or a weight is
+            too large for the type of `model`.
     """
     exact = copy.deepcopy(model).cpu().double().eval()
     plain = plain_network(exact, means, **model_kwargs)
@@ -127,7 +170,11 @@ def freeze_at(
         raise ValueError(f'the plain network deviates by {deviation:.1e} from the one with constant attentions, whose '
                          f'largest logit is {largest:.1e}')
     parameter = next(model.parameters())
-    return plain.to(device=parameter.device, dtype=parameter.dtype)
+    plain.to(device=parameter.device, dtype=parameter.dtype)
+    for name, weight in plain.state_dict().items():
+        if not weight.isfinite().all():
+            raise ValueError(f'{name} would be too large for {parameter.dtype}; freeze the network in float32')
+    return plain
 
 
 def correct_predictions(
@@ -170,29 +217,31 @@ class Comparison(NamedTuple):
     first: float
     second: float
     difference: float  # second - first
-    interval: Optional[Tuple[float, float]]  # 95 %, None with less than two images
+    interval: Tuple[float, float]  # 95 %
 
     def __str__(self) -> str:
-        interval = '' if self.interval is None else ' (95 % interval {:+.2f} to {:+.2f})'.format(*self.interval)
-        return f'{self.second:.2f} %, {self.difference:+.2f} points{interval}'
+        return '{:.2f} %, {:+.2f} points (95 % interval {:+.2f} to {:+.2f})'.format(
+            self.second, self.difference, *self.interval)
 
 
 def compare(first: torch.Tensor, second: torch.Tensor) -> Comparison:
     """Compare two networks image by image.
 
-    The interval is that of a mean of paired differences, by the normal distribution.
+    The interval is that of Agresti and Min (Statistics in Medicine 24, 2005) for paired proportions: by the normal
+    distribution, with half an image more in each of the four cells both right, both wrong, one of them right. So it
+    holds where the networks differ on few images, or on none.
 
     Args:
         first: Whether the first network is right, bool [n].
         second: The same of the second one.
     """
-    differences = 100 * (second.double() - first.double())
-    mean = differences.mean().item()
-    interval = None
-    if len(differences) > 1:
-        half = 1.959964 * differences.std().item() / math.sqrt(len(differences))
-        interval = mean - half, mean + half
-    return Comparison(100 * first.double().mean().item(), 100 * second.double().mean().item(), mean, interval)
+    won, lost = (second & ~first).sum().item() + 0.5, (first & ~second).sum().item() + 0.5
+    n = len(first) + 2
+    centre = (won - lost) / n
+    half = 1.959964 * math.sqrt(((won + lost) / n - centre ** 2) / n)
+    interval = 100 * max(centre - half, -1), 100 * min(centre + half, 1)
+    accuracies = [100 * right.double().mean().item() for right in (first, second)]
+    return Comparison(*accuracies, 100 * (won - lost) / len(first), interval)
 
 
 def spreads(moments: Moments, model: nn.Module) -> Dict[str, Dict[str, float]]:

@@ -3,7 +3,6 @@ from dataclasses import dataclass
 from typing import Sequence
 
 import torch
-import torch.distributed as dist
 
 __all__ = ['Moments']
 
@@ -36,25 +35,34 @@ class Moments:
     @classmethod
     def merge(cls, parts: Sequence['Moments']) -> 'Moments':
         """Moments of all vectors of several parts with the same groups."""
-        counts = torch.stack([part.count for part in parts])[:, :, None]  # [P, K, 1]
-        means = torch.stack([part.mean for part in parts])  # [P, K, L]
+        return cls._merged(*(torch.stack([getattr(part, name) for part in parts])
+                             for name in ('count', 'mean', 'deviation')))
+
+    @classmethod
+    def _merged(cls, counts: torch.Tensor, means: torch.Tensor, deviations: torch.Tensor) -> 'Moments':
+        """Of P parts: [P, K], [P, K, L] and [P, K, L]."""
+        counts = counts[:, :, None]
         total = counts.sum(0)
         mean = (counts * means).sum(0) / total.clamp(min=1)
-        deviation = sum(part.deviation for part in parts) + (counts * (means - mean) ** 2).sum(0)
-        return cls(total[:, 0], mean, deviation)
+        return cls(total[:, 0], mean, (deviations + counts * (means - mean) ** 2).sum(0))
+
+    def add(self, values: torch.Tensor, groups: torch.Tensor) -> None:
+        """Take in a batch, in place. Only the groups that are in it cost anything: there may be very many.
+
+        Args:
+            values: [B, L].
+            groups: Group of each vector, [B], in [0, K).
+        """
+        present, groups = groups.detach().cpu().unique(return_inverse=True)
+        merged = Moments.merge([
+            Moments(self.count[present], self.mean[present], self.deviation[present]),
+            Moments.of(values, groups, len(present)),
+        ])
+        self.count[present], self.mean[present], self.deviation[present] = merged.count, merged.mean, merged.deviation
 
     def over_groups(self) -> 'Moments':
         """Moments of all vectors, whatever their group: K = 1."""
-        return Moments.merge([Moments(*group) for group in zip(*(
-            tensor.split(1) for tensor in (self.count, self.mean, self.deviation)))])
-
-    def over_processes(self) -> 'Moments':
-        """Moments of the vectors of all processes; the same on each."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return self
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self)
-        return Moments.merge(parts)
+        return Moments._merged(self.count[:, None], self.mean[:, None], self.deviation[:, None])
 
     @property
     def std(self) -> torch.Tensor:

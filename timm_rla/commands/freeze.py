@@ -24,7 +24,7 @@ from ..common.device import default_device
 from ..common.errors import UserError, blame
 from ..common.files import check_outputs, replacing, writing_text
 from ..common.idle import warn_of_idle_options
-from ..common.networks import NetworkSpec, restore_network, trained_spec
+from ..common.networks import Network, NetworkSpec, restore_network, trained_spec
 from ..common.options import (
     OptionParser,
     add_data_options,
@@ -79,6 +79,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     check_outputs(outputs, [args.checkpoint, args.class_map])
     spec = trained_spec(NetworkSpec(use_ema=args.use_ema), content, source)
     options = training_options(content, source)
+    epoch = completed_epochs(content, source) - 1
     place = placement(args)
     if place.primary:
         warn_of_idle_options(args, freeze_parser())
@@ -100,7 +101,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             network.model, {name: mean[0] for name, mean in whole.items()}, images[:2], **spec.model_kwargs)
     plain = place.place_model(copy.deepcopy(frozen_model))
     study: Dict[str, Any] = dict(
-        model=network.name, epoch=completed_epochs(content, source) - 1, split=args.split,
+        model=network.name, epoch=epoch, use_ema=args.use_ema, split=args.split,
         images=int(moments.count.sum()), blocks=spreads(moments, model))
     if evaluation is not None:
         attended, frozen = (correct_predictions(m, evaluation, place, label, args.log_freq)
@@ -115,26 +116,39 @@ def main(argv: Optional[List[str]] = None) -> None:
         columns = ('mean', 'std', 'class_std')
         print(format_columns([('block', 'mean', 'std', 'std of classes'), *(
             (name, *(f'{block[key]:.4f}' for key in columns)) for name, block in study['blocks'].items())], left=1))
+        saved = _checkpoint(frozen_model, epoch, options, network, spec)
         if args.study:
-            _write_study(study, study_output)
-        _save(frozen_model, completed_epochs(content, source) - 1,
-              {**options, 'model_kwargs': spec.model_kwargs}, output)
+            with blame(f'--study {study_output}', OSError), writing_text(study_output) as f:
+                f.write(json.dumps(study, indent=1) + '\n')
+                f.flush()
+                _save(saved, output)  # here, for both files to be there or none
+            print(study_output)
+        else:
+            _save(saved, output)
         print(output)
 
 
-def _write_study(study: Dict[str, Any], path: Path) -> None:
-    with blame(f'--study {path}', OSError), writing_text(path) as f:
-        f.write(json.dumps(study, indent=1) + '\n')
-    print(path)
+def _checkpoint(
+        plain: torch.nn.Module,
+        epoch: int,
+        options: Dict[str, Any],
+        network: Network,
+        spec: NetworkSpec,
+) -> Dict[str, Any]:
+    """Checkpoint as timm's training writes it, of the plain network, which takes images as the run did."""
+    name = plain_name(network.name)
+    config = {key: network.data_config[key] for key in ('input_size', 'mean', 'std', 'crop_pct', 'interpolation')}
+    changed = dict(
+        model=name,
+        model_kwargs=plain_arguments(name, spec.model_kwargs),
+        frozen_from=dict(model=network.name, model_kwargs=spec.model_kwargs, use_ema=spec.use_ema),
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
+    )
+    return dict(
+        epoch=epoch, arch=name, args=argparse.Namespace(**{**options, **changed}),
+        state_dict={key: value.cpu() for key, value in plain.state_dict().items()})
 
 
-def _save(plain: torch.nn.Module, epoch: int, options: Dict[str, Any], output: Path) -> None:
-    """Write a checkpoint as timm's training does, of the plain network."""
-    kwargs = plain_arguments(plain_name(options['model']), options['model_kwargs'])
-    trained = {key: options[key] for key in ('model', 'model_kwargs')}
-    args = argparse.Namespace(
-        **{**options, 'model': plain_name(options['model']), 'model_kwargs': kwargs, 'frozen_from': trained})
+def _save(checkpoint: Dict[str, Any], output: Path) -> None:
     with blame(f'--output {output}', OSError, RuntimeError), replacing(output) as temporary:
-        torch.save(dict(
-            epoch=epoch, arch=args.model, args=args,
-            state_dict={key: value.cpu() for key, value in plain.state_dict().items()}), temporary)
+        torch.save(checkpoint, temporary)

@@ -1,5 +1,6 @@
 """Reading checkpoints without running code in them, and loading their weights."""
 import argparse
+import errno
 import os
 import re
 import zipfile
@@ -45,9 +46,9 @@ def read_checkpoint(path: str, option: str) -> Dict[str, Any]:
         raise UserError(f'{option} {path}: no such file') from e
     except IsADirectoryError as e:
         raise UserError(f'{option} {path}: is a folder{_offer(Path(path))}') from e
-    except (OSError, MemoryError) as e:
-        raise UserError(f'{option} {path}: {one_line(e)}') from e
     except Exception as e:  # torch and pickle raise whatever a damaged file leads them to, and advise to run its code
+        if isinstance(e, (OSError, MemoryError)) and getattr(e, 'errno', 0) != errno.EINVAL:  # sought before its start
+            raise UserError(f'{option} {path}: {one_line(e)}') from e
         raise UserError(f'{option} {path}: no checkpoint, damaged, or with code in it, which is never run') from e
     if not isinstance(checkpoint, dict):
         raise UserError(f'{option} {path}: holds a {type(checkpoint).__name__}, not a checkpoint')

@@ -10,13 +10,13 @@ from timm import utils
 from .device import Placement
 from .progress import Progress
 
-__all__ = ['batches_on_device', 'evaluate']
+__all__ = ['batches_on_device', 'evaluate', 'images_of_process']
 
 
-def _images_of_process(loader: Any, placement: Placement) -> float:
+def images_of_process(loader: Any, placement: Placement) -> float:
     """How many images are this process's own: after them timm's sampler repeats some, for all to have as many."""
     dataset = getattr(loader, 'dataset', None)
-    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
+    if not placement.distributed or dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
         return math.inf
     return len(range(placement.rank, len(dataset), placement.world_size))
 
@@ -28,7 +28,7 @@ def batches_on_device(loader: Any, placement: Placement) -> Iterator[Tuple[torch
         loader: Validation loader of this process.
         placement: Where the model is.
     """
-    left = _images_of_process(loader, placement)
+    left = images_of_process(loader, placement)
     for images, target in loader:
         images, target = placement.place_batch(images, target)
         own = min(len(images), left)

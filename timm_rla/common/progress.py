@@ -3,6 +3,7 @@ import logging
 import sys
 import time
 from datetime import timedelta
+from typing import Optional
 
 from huggingface_hub.utils import tqdm
 
@@ -22,13 +23,13 @@ class Progress:
 
     Args:
         label: What runs, such as 'Train 3/160'.
-        total: Steps of this epoch.
+        total: Steps of this epoch, None where nobody knows.
         interval: Steps between lines in a log.
         later: Steps after this epoch that the remaining time counts in.
         enabled: Show anything, in the primary process only.
     """
 
-    def __init__(self, label: str, total: int, interval: int, later: int = 0, enabled: bool = True):
+    def __init__(self, label: str, total: Optional[int], interval: int, later: int = 0, enabled: bool = True):
         self.label = label
         self.total = total
         self.interval = interval
@@ -49,14 +50,16 @@ class Progress:
         if not self.enabled:
             return
         elapsed = time.perf_counter() - self.start
-        left = timedelta(seconds=int(elapsed / self.step * (self.total - self.step + self.later)))
-        shown = [show_rate(self.images, elapsed), f'{left} left',
-                 *(f'{name} {value}' for name, value in values.items())]
+        shown = [show_rate(self.images, elapsed), *(f'{name} {value}' for name, value in values.items())]
+        if self.total is not None:
+            left = timedelta(seconds=int(elapsed / self.step * (self.total - self.step + self.later)))
+            shown.insert(1, f'{left} left')
         if self.bar is not None:
             self.bar.set_postfix_str(', '.join(shown), refresh=False)
             self.bar.update()
         elif self.step % self.interval == 0:
-            _logger.info('  '.join([f'{self.label} [{self.step}/{self.total}]', *shown]))
+            count = self.step if self.total is None else f'{self.step}/{self.total}'
+            _logger.info('  '.join([f'{self.label} [{count}]', *shown]))
 
     def close(self) -> None:
         """Remove the bar."""

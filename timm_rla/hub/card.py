@@ -5,6 +5,7 @@ from typing import Any, Dict, Optional, Sequence
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .. import models
 from ..common.errors import printable
 from ..common.networks import Network
 from ..common.options import parse
@@ -34,7 +35,7 @@ _ATTENTION = (
 )
 _USE = """## Use
 
-With the package timm_rla installed:
+{needed}
 
 ```python
 import timm
@@ -117,6 +118,8 @@ def build_card(
     name = repo_id.split('/')[-1]
     has_attention = options['model'].startswith('rla_')
     trained = options.get('frozen_from')  # what `timm-rla freeze` has made it of
+    own = options['model'].split('.')[0] in vars(models.registry)  # timm's own may be what is left of one
+    needed = 'the package timm_rla' if own else 'timm'
     facts = {
         'Architecture': f'`{options["model"]}`',
         'Made of': f'`{trained["model"]}`, each layer attention held at its mean' if trained else None,
@@ -125,7 +128,7 @@ def build_card(
         'Classes': _classes(network),
         'Dataset': dataset,
         'Epochs': None if epoch is None else epoch + 1,
-        'Weights': 'exponential moving average' if use_ema else None,
+        'Weights': 'exponential moving average' if use_ema or (trained or {}).get('use_ema') else None,
         'Licence': license_id,
     }
     parts = [
@@ -134,7 +137,7 @@ def build_card(
         '\n'.join(f'- **{key}:** {value}' for key, value in facts.items() if value is not None),
         *([_accuracy(row)] if row is not None else []),
         *(f'![{_PICTURE_TEXTS[picture]}]({picture})' for picture in pictures),
-        _USE.format(repo_id=repo_id),
+        _USE.format(repo_id=repo_id, needed=f'With {needed} installed:'),
         '## Recipe\n\n```yaml\n' + yaml.safe_dump(recipe({**options, **(trained or {})}), sort_keys=False) + '```',
         *([f'## Citation\n\n```bibtex\n{_CITATION}\n```'] if has_attention or trained else []),
     ]

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from helpers import SUMMARY_HEADER, small_table, write_run
 
+import timm_rla_cli as cli
 from timm_rla.common.errors import UserError
 from timm_rla.reproduce.plan import Run, load_table
 from timm_rla.reproduce.plots import plot_attentions, plot_curves, plot_differences
-from timm_rla.reproduce.report import paired_interval, report_rows, title, write_figures, write_markdown
+from timm_rla.reproduce.report import facts, paired_interval, report_rows, title, write_figures, write_markdown
 from timm_rla.reproduce.runs import Results
 from timm_rla.reproduce.studies import Studied, markdown_lines, read_studies
 
@@ -83,7 +84,7 @@ def test_report_of_detectors(tmp_path):
     assert rows[1].values == pytest.approx({0: 53., 1: 61.}) and rows[3].values == pytest.approx({0: 73., 1: 81.})
     assert rows[1].difference == pytest.approx(2.) and rows[1].pairs == 2
     assert rows[0].params < rows[1].params < 1.1 * rows[0].params
-    text = write_markdown(tmp_path / 'report.md', title(results, ''), rows, 'iteration').read_text()
+    text = write_markdown(tmp_path / 'report.md', title(results), rows, 'iteration').read_text()
     assert '40 iterations instead of 800' in text and 'above 0 is better' in text
     assert text.index('mAP@[.5,.95] in percent after the last iteration') < text.index('mAP@.5 in percent')
     assert plot_curves(results, rows, '', tmp_path / 'a.png').stat().st_size > 0
@@ -91,19 +92,50 @@ def test_report_of_detectors(tmp_path):
 
 
 @pytest.mark.parametrize('papers, legend', [
-    ((8., None, 7.), ['here, with 95 % interval', 'paper']),  # the first difference has none
-    ((None, 8., 7.), ['here, with 95 % interval']),  # no plain figure to compare with
+    ((8., None, 7.), ['here, with 95 % interval', 'here, one seed: no interval', 'paper']),
+    ((None, 8., 7.), ['here, with 95 % interval', 'here, one seed: no interval']),  # no plain figure to compare with
 ])
 def test_legend_of_differences(tmp_path, figures, papers, legend):
+    """In the first case the paper has no figure for the first network. The second network has one seed."""
     table = small_table(only=['rla', 'se'])
     results = Results(tmp_path / 'out', table, 2, [])
     for cell in table.cells:
-        for seed in (0, 1):
+        for seed in (0, 1)[:1 if cell.key == 'se' else 2]:
             write_run(results, Run(cell, seed), 90. + seed)
     rows = [replace(row, cell=replace(row.cell, paper={} if figure is None else {'error': figure}))
             for row, figure in zip(report_rows(results, [0, 1]), papers)]
     plot_differences(rows, 'error', '', tmp_path / 'a.png')
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == legend
+
+
+def test_no_run_is_left_out(tmp_path, capsys, caplog):
+    """Whatever seeds and networks are asked for, the report has all that are there; what it cannot have is named."""
+    options = ['--datasets', 'cifar10', '--epochs', '2', '--output', str(tmp_path / 'out')]
+    table = load_table('table1', depths=[20, 32], datasets=['cifar10'], only=['rla', 'se'])
+    results = Results(tmp_path / 'out', table, 2, [])
+    results.record()
+    for cell in table.cells:
+        for seed in (0, 4):
+            write_run(results, Run(cell, seed), 90. + seed)
+    report = ['reproduce', 'table1', '--depth', '20', *options, '--report']
+    assert cli.main([*report, '--seeds', '3', '--only', 'rla', '--data-note', 'a note']) == 0
+    text = (tmp_path / 'out' / 'report.md').read_text()
+    assert '| SE-20 |' in text and '2 of 3' in text and 'GMP' not in text and '| RLA-32 |' not in text
+    for words in (caplog.text, text):
+        assert 'not in this report: cifar10-32-plain-seed0, cifar10-32-plain-seed4, cifar10-32-rla-seed0' in words
+    assert text.startswith('# Table 1, variants of depth 20 on CIFAR, 2 epochs instead of 160, a note\n')
+    assert cli.main(['reproduce', 'table1', '--depth', '20', '32', *options, '--report']) == 0
+    text = (tmp_path / 'out' / 'report.md').read_text()  # the note is kept
+    assert text.startswith('# Table 1, variants of depth 20, 32 on CIFAR, 2 epochs instead of 160, a note\n\nTop-1')
+    assert '| RLA-32 |' in text and 'GMP' in text and 'not in this report' not in text
+
+
+def test_title_and_facts_say_what_is_not_as_in_the_recipe(tmp_path):
+    results = Results(tmp_path, small_table(only=['rla']), 160, ['--lr', '0.01', '--initial-checkpoint', 'a b'])
+    assert title(results) == 'Table 1, variants of depth 20 on CIFAR'  # 160 epochs are the recipe's
+    assert facts(results) == ["Options of every run, beside those of the recipe and the table: "
+                              "`--lr 0.01 --initial-checkpoint 'a b'`."]
+    assert facts(Results(tmp_path, small_table(only=['rla']), 160, [])) == []
 
 
 @pytest.fixture

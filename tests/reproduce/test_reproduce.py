@@ -10,6 +10,7 @@ import yaml
 from helpers import small_table, write_run
 
 import timm_rla_cli as cli
+from timm_rla.common.lock import exclusive
 from timm_rla.common.options import parse
 from timm_rla.reproduce.plan import Run
 from timm_rla.reproduce.runs import Results, _outcome
@@ -145,7 +146,8 @@ def test_a_run_with_other_options(tmp_path, capsys):
     assert cli.main([*command, '--lr', '0.5', '--report']) == 0
 
 
-def test_two_harnesses_at_once(tmp_path, capsys):
+def test_two_harnesses_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('timm_rla.commands.reproduce.check_inputs', lambda *args: None)
     results = Results(tmp_path / 'out', small_table(), None, [])
     with results.locked():
         assert cli.main(['reproduce', 'table1', '--depth', '20', '--datasets', 'cifar10', '--output',
@@ -164,14 +166,53 @@ def test_what_the_report_needs_is_asked_for_before_the_runs(tmp_path, capsys, mo
 
 
 @pytest.mark.long
-def test_a_failed_run_is_named(tmp_path, capsys, monkeypatch):
+def test_a_failed_run_is_named(image_folder, tmp_path, capsys, monkeypatch):
+    """Two that fail in a row are enough: what is wrong with them is wrong with the others, or the device is."""
     monkeypatch.chdir(tmp_path)
-    options = ['--data-dir', 'nowhere', '--output', 'out', '--seeds', '0', '--jobs', '2']
-    command = ['reproduce', 'table1', *COMMON, *options]
-    assert cli.main(command) == 2
+    options = ['--data-dir', str(image_folder), '--output', 'out', '--seeds', '0', '1', '--opt', 'nosuch']
+    assert cli.main(['reproduce', 'table1', *COMMON, *options, '--jobs', '99999999']) == 2
     captured = capsys.readouterr()
-    assert 'nowhere' in captured.out and '2 runs failed' in captured.err
+    assert captured.out.count('failed: timm-rla train: error: --opt nosuch') == 4 and '4 runs failed' in captured.err
     assert 'missing' in (tmp_path / 'out' / 'report.md').read_text()
+    assert cli.main(['reproduce', 'table1', *COMMON, *options, '--jobs', '1']) == 2
+    captured = capsys.readouterr()
+    assert '2 runs have failed in a row' in captured.out and '2 runs were not started' in captured.out
+    assert '2 runs failed' in captured.err
+
+
+@pytest.mark.parametrize('options, words', [
+    ([], ['--data-dir: not given', 'torch/cifar10']),
+    (['--dataset', '', '--data-dir', 'nowhere'], ['--data-dir nowhere: no such folder']),
+    (['--dataset', '', '--data-dir', 'FOLDER', '--device', 'cuda:9'], ['--device cuda:9']),
+    (['--dataset', '', '--data-dir', 'FOLDER', '--devices', 'cpu', 'bad'], ['--device bad: no such device']),
+    (['--dataset', '', '--data-dir', 'FOLDER', '--devices', ''], ["--device ''"]),
+    (['--dataset', '', '--data-dir', 'FOLDER', '--datasets', 'cifar100'], ['10 classes, cifar100 of this table 100']),
+    (['--dataset', '', '--data-dir', 'FOLDER', '--num-classes', '12'], ['has 10 classes', '12']),
+    (['--print', '--data-dir', 'a\nb'], ["'a\\nb'", 'one line']),
+], ids=str)
+def test_what_is_wrong_with_all_runs_is_said_once(image_folder, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    options = [str(image_folder) if option == 'FOLDER' else option for option in options]
+    assert cli.main([*SMALL, *options]) == 2
+    captured = capsys.readouterr()
+    line, = captured.err.strip().splitlines()
+    assert all(word in line for word in words), line
+    assert not captured.out
+
+
+def test_other_signals_and_runs_under_way(image_folder, tmp_path, capsys, monkeypatch):
+    """A run that another process is at is left to it; a run that ends by the signal of all has not failed."""
+    monkeypatch.setattr('timm_rla.commands.reproduce.check_inputs', lambda *args: None)
+    out = tmp_path / 'out'
+    with exclusive(out / 'cifar10-20-plain-seed0', str):
+        (out / 'table.yaml').write_text(yaml.safe_dump(dict(table='table1', epochs=None, options=[])))
+        (out / 'table.yaml.timm-rla.tmp').touch()  # of a process that was killed
+        monkeypatch.setattr(Results, 'command', lambda self, run, device: [
+            sys.executable, '-c', f'import os, signal; os.kill({os.getpid()}, signal.SIGHUP); exit(-15)'])
+        assert cli.main([*SMALL, '--output', str(out)]) == 75
+    captured = capsys.readouterr()
+    assert 'cifar10-20-plain-seed0  is under way: process' in captured.out and 'failed' not in captured.out
+    assert 'the same command goes on' in captured.err and not (out / 'report.md').exists()
 
 
 @pytest.mark.long
@@ -232,12 +273,14 @@ def test_the_same_options_otherwise_written(tmp_path, capsys, options, code):
     ([], 1), (['--devices', 'cpu', 'cuda:1'], 2), (['--devices', 'cpu', 'cuda:1', '--jobs', '3'], 3)])
 def test_a_run_at_a_time_for_each_device(tmp_path, monkeypatch, options, jobs):
     found = []
+    monkeypatch.setattr('timm_rla.commands.reproduce.check_inputs', lambda *args: None)
     monkeypatch.setattr('timm_rla.commands.reproduce.run_all', lambda results, runs, *args: found.append(args) or [])
     assert cli.main([*SMALL, '--output', str(tmp_path / 'out'), *options]) == 0
     assert found == [(jobs, ['cpu', 'cuda:1'] if options else [])]
 
 
-def test_a_folder_in_the_place_of_a_log(tmp_path, capsys):
+def test_a_folder_in_the_place_of_a_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('timm_rla.commands.reproduce.check_inputs', lambda *args: None)
     (tmp_path / 'out' / 'cifar10-20-rla-seed0.log').mkdir(parents=True)
     (tmp_path / 'out' / 'table.yaml').write_text(yaml.safe_dump(dict(table='table1', epochs=None, options=[])))
     assert cli.main([*SMALL, '--output', str(tmp_path / 'out')]) == 2

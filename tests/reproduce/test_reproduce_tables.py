@@ -88,7 +88,7 @@ def test_seeds_come_before_cells():
 
 
 OWN = """
-title: 'Starts, depth {depth}'
+title: 'Starts, depth {depths}'
 depths: [20]
 datasets: [cifar10]
 cells:
@@ -185,9 +185,9 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch, name, depths):
     (('amp: true', 'device_modules: [no_such_module]'), ['device_modules no_such_module']),
     (('Another start', "'{depths}'"), ['{depths}', 'only {depth} can']),
     (('Another start', 'a | b'), ["'a | b'"]),
-    (('Starts, depth {depth}', '{depth[0]}'), ['{depth[0]}']),
-    (('Starts, depth {depth}', '{depth:>999999999}'), ['{depth:>999999999}']),
-    (('Starts, depth {depth}', '{depth'), ["'{depth'"]),
+    (('Starts, depth {depths}', '{depth[0]}'), ['{depth[0]}']),
+    (('Starts, depth {depths}', '{depth:>999999999}'), ['{depth:>999999999}']),
+    (('Starts, depth {depths}', '{depth'), ["'{depth'"]),
     (('params: 0.3', 'params: {a: 1}'), ["{'a': 1} is not a number"]),
     (('params: 0.3', 'params: .nan'), ['nan is not a number']),
     (('cifar10: 9.0', 'cifar11: 9.0'), ["'cifar11'", 'cifar10, params']),

@@ -1,4 +1,5 @@
 """`timm-rla reproduce TABLE`: train what a table of the paper needs, and report it."""
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -7,12 +8,16 @@ from typing import List, Optional
 from ..common.errors import UserError, blame
 from ..common.extras import import_extra
 from ..common.files import check_writable
+from ..common.image_folder import shorten
 from ..common.options import OptionParser
 from ..reproduce.content import TABLES
-from ..reproduce.plan import load_table, plan_runs
+from ..reproduce.inputs import check_inputs
+from ..reproduce.plan import load_table, plan_runs, runs_there
 from ..reproduce.runs import Results, run_all, shell_commands
 
 __all__ = ['main']
+
+_logger = logging.getLogger(__name__)
 
 CURVES, DIFFERENCES, ATTENTIONS = PICTURES = ('curves.png', 'differences.png', 'attentions.png')  # of a report
 
@@ -28,7 +33,8 @@ def reproduce_parser() -> OptionParser:
     add = parser.add_argument
     add('table', metavar='TABLE', help=f'{", ".join(TABLES)}, or a YAML file with a table of your own')
     add('--output', metavar='DIR', help='folder of the runs, output/TABLE if not given')
-    add('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N', help='seeds of each network')
+    add('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='N',
+        help='seeds of each network; reports have all that are there')
     add('--epochs', type=int, metavar='N', help='epochs, those of the recipe if not given; its steps follow')
     add('--iterations', type=int, metavar='N', help='the same for tables of detectors')
     add('--depth', nargs='+', type=int, metavar='N', help='other depths than those of the paper')
@@ -53,14 +59,15 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise UserError(f'--data-note {args.data_note!r}: signs that cannot be printed, such as line breaks, cannot be '
                         'in it')
     seeds = list(dict.fromkeys(args.seeds))
-    table = load_table(args.table, args.depth, args.datasets, args.only)
+    output = Path(args.output or f'output/{Path(args.table).stem}')
+    table = load_table(args.table, args.depth, args.datasets, args.only, {run['key'] for run in runs_there(output)})
     task = table.task
     for unit in {'epoch', 'iteration'} - {task.unit}:
         if getattr(args, f'{unit}s') is not None:
             raise UserError(f'--{unit}s: the length of runs of {args.table} is --{task.unit}s')
     length = getattr(args, f'{task.unit}s')
-    runs = plan_runs(table, seeds)
-    results = Results(Path(args.output or f'output/{Path(args.table).stem}'), table, length, options)
+    runs = plan_runs(table, seeds, args.only)
+    results = Results(output, table, length, options, args.data_note)
     if args.print:
         results.record()  # they may come to run there without this command
         for line in shell_commands(results, runs):
@@ -70,31 +77,43 @@ def main(argv: Optional[List[str]] = None) -> None:
         import_extra(module, 'analysis')
     failed = []
     if not args.report:
+        check_inputs(results, results.missing(runs), args.devices)
         with results.locked():
             failed = run_all(results, runs, args.jobs or len(args.devices or ['']), args.devices or [])
     elif not results.recorded:
         raise UserError(f'--report --output {results.path}: nothing has been run or printed there for this table with '
                         'these options')
-    for path in report(results, seeds, args.data_note):
+    elif args.data_note:
+        results.write_settings()
+    for path in report(results, seeds):
         print(path)
     if failed:
         raise UserError(f'{len(failed)} runs failed, first {failed[0].name}; {results.path / failed[0].name}.log')
 
 
-def report(results: Results, seeds: List[int], note: str) -> List[Path]:
-    """Write table and pictures beside the runs, all of them or none; returns the files."""
+def report(results: Results, asked: List[int]) -> List[Path]:
+    """Write table and pictures beside the runs, all of them or none; returns the files.
+
+    Args:
+        results: Folder of the runs.
+        asked: Seeds that are to be there; those that are there besides come in, too.
+    """
     from ..reproduce.plots import plot_attentions, plot_curves, plot_differences
-    from ..reproduce.report import report_rows, title, write_figures, write_markdown
+    from ..reproduce.report import facts, report_rows, title, write_figures, write_markdown
     from ..reproduce.studies import markdown_lines, read_studies
 
-    rows = report_rows(results, seeds)
-    task, heading = results.table.task, title(results, note)
+    seeds = results.seeds(asked)
+    rows, others = report_rows(results, seeds), results.others(seeds)
+    if others:
+        _logger.warning(f'{results.path}: not in this report: {shorten(others)}')
+    task, heading = results.table.task, title(results)
     studied = read_studies(results, rows)
     with blame(f'--output {results.path}', OSError), \
             tempfile.TemporaryDirectory(prefix='.report-', dir=results.path) as temporary:
         folder = Path(temporary)
         written = [
-            write_markdown(folder / 'report.md', heading, rows, task.unit, markdown_lines(studied)),
+            write_markdown(
+                folder / 'report.md', heading, rows, task.unit, facts(results, others), markdown_lines(studied)),
             write_figures(folder / 'report.csv', rows),
         ]
         if any(row.values for row in rows):

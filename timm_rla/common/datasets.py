@@ -159,6 +159,8 @@ def open_dataset(
     """
     if source.dataset:
         _check_name(source.dataset)
+        if source.dataset.lower().startswith(('torch/', 'wds/')) and not source.data_dir:
+            raise UserError(f'--data-dir: not given, where is {source.dataset}?')
     else:
         check_folder(source.data_dir, split, split_option)
     if source.class_map:

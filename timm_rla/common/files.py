@@ -9,15 +9,17 @@ from typing import Any, Dict, Iterable, Iterator, Tuple, Union
 from .errors import UserError, blame, one_line
 
 __all__ = [
-    'check_outputs', 'check_writable', 'file_digest', 'folder_of_run', 'replacing', 'write_csv', 'writing_text',
+    'TEMPORARY', 'check_outputs', 'check_writable', 'file_digest', 'folder_of_run', 'replacing', 'write_csv',
+    'writing_text',
 ]
 
+TEMPORARY = '.timm-rla.tmp'  # end of the names of files that are not whole yet
 OF_A_RUN = ('summary.csv', 'args.yaml')  # files of a training run, which nothing but a run writes
 
 
 def _temporary(path: Path) -> Path:
     """Name that a file has until it is whole: this package's own, so that no file of anyone else is in its place."""
-    return path.with_name(f'{path.name}.timm-rla.tmp')
+    return path.with_name(f'{path.name}{TEMPORARY}')
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from .errors import UserError, blame
 
-__all__ = ['exclusive']
+__all__ = ['exclusive', 'held_by']
 
 LOCK, HOLDER = '.lock', '.holder'
 
@@ -45,6 +45,19 @@ def exclusive(folder: Path, refusal: Callable[[str], str]) -> Iterator[None]:
                 for path in made:
                     path.rmdir()
         lock.release()
+
+
+def held_by(folder: Path) -> str:
+    """What holds a folder at this moment, as `exclusive` says it; empty if nothing does."""
+    if not (folder / LOCK).is_file():
+        return ''
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return ''
+    except Timeout:
+        return _text(folder / HOLDER).rstrip(',') or 'another process'
+    except OSError:
+        return ''  # the run itself will say what is wrong with it
 
 
 def _text(path: Path) -> str:

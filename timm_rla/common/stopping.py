@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1, which schedulers send before they end a job."""
+"""Being asked to stop: SIGTERM and SIGUSR1, which schedulers send before they end a job, and a terminal's SIGHUP."""
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -8,10 +8,10 @@ import torch
 
 from .device import Placement
 
-__all__ = ['ASKED', 'StopRequest', 'Stopped']
+__all__ = ['ASKED', 'SIGNALS', 'StopRequest', 'Stopped']
 
 ASKED = 'asked to stop by a signal; --resume auto goes on with this run'
-SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1', 'SIGHUP') if hasattr(signal, name))
 
 
 class Stopped(BaseException):
@@ -24,6 +24,8 @@ class Stopped(BaseException):
 class StopRequest:
     """Context in which signals to stop are remembered, instead of ending the process at once.
 
+    One that is ignored, as nohup has it, stays so.
+
     Args:
         at_once: Raise Stopped where the process is, until `remember` is called: there is nothing to keep yet.
     """
@@ -35,7 +37,8 @@ class StopRequest:
 
     def __enter__(self) -> 'StopRequest':
         if threading.current_thread() is threading.main_thread():  # others cannot receive signals
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS
+                            if signal.getsignal(number) is not signal.SIG_IGN}
         return self
 
     def __exit__(

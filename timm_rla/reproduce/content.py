@@ -46,7 +46,7 @@ def read_table(name: str) -> Dict[str, Any]:
     _check_keys(content, KEYS, source)
     content.setdefault('task', 'classification')
     _check_choice(content['task'], tuple(TASKS), f'{source}: task')
-    _check_text(content['title'], f'{source}: title', 'depth', 'depths')
+    _check_text(content['title'], f'{source}: title', 'depths')
     for depth in content['depths']:
         if not _is_depth(depth):
             raise UserError(f'{source}: depths: {depth!r} is not a number from 1 to {LARGEST_DEPTH}')

@@ -2,7 +2,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Set
+from typing import Any, Collection, Dict, List, Optional, Sequence, Set
 
 import timm
 
@@ -11,7 +11,7 @@ from ..common.extras import import_modules
 from .content import read_table
 from .tasks import TASKS, Task
 
-__all__ = ['Cell', 'Run', 'Table', 'load_table', 'plan_runs']
+__all__ = ['Cell', 'Run', 'Table', 'load_table', 'plan_runs', 'runs_there']
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def load_table(
         depths: Optional[Sequence[int]] = None,
         datasets: Optional[Sequence[str]] = None,
         only: Optional[Sequence[str]] = None,
+        found: Collection[str] = (),
 ) -> Table:
     """A table, or a part of it.
 
@@ -71,6 +72,8 @@ def load_table(
         depths: Depths, those of the paper if None.
         datasets: Data sets, all of the table if None.
         only: Keys of cells, all if None; the plain network is always there.
+        found: Keys of cells that have runs already: they are there, too, so that a report leaves no run out. Those of
+            no cell of the table are passed over.
 
     Raises:
         UserError: No such table, a data set or a cell that it does not have, or a network or depth that there is not.
@@ -78,7 +81,8 @@ def load_table(
     content = read_table(name)
     _check('--datasets', datasets, content['datasets'])
     _check('--only', only, content['cells'])
-    entries = {key: entry for key, entry in content['cells'].items() if only is None or key in only or key == 'plain'}
+    entries = {key: entry for key, entry in content['cells'].items()
+               if only is None or key in {'plain', *only, *found}}
     for key, entry in entries.items():
         modules = entry.get('options', {}).get('device_modules', [])  # they may register networks
         import_modules(modules, f'TABLE {name}: cells: {key}: options: device_modules')
@@ -90,7 +94,7 @@ def load_table(
         for dataset in dict.fromkeys(datasets or content['datasets']) for depth in depths
         for key, entry in entries.items()
     ]
-    title = content['title'].format(depth=depths[0], depths=', '.join(map(str, depths)))
+    title = content['title'].format(depths=', '.join(map(str, depths)))
     return Table(Path(name).stem, title, task, cells)
 
 
@@ -136,6 +140,20 @@ def _cell(key: str, entry: Dict[str, Any], depth: int, dataset: str, task: Task,
     )
 
 
-def plan_runs(table: Table, seeds: Sequence[int]) -> List[Run]:
-    """The runs of a table, seed by seed: the first seeds of all cells come before the second ones."""
-    return [Run(cell, seed) for seed in seeds for cell in table.cells]
+def plan_runs(table: Table, seeds: Sequence[int], only: Optional[Sequence[str]] = None) -> List[Run]:
+    """The runs of a table, seed by seed: the first seeds of all cells come before the second ones.
+
+    Args:
+        table: The table.
+        seeds: Seeds of each cell.
+        only: Keys of cells, all if None; the plain network is always there.
+    """
+    return [Run(cell, seed) for seed in seeds for cell in table.cells
+            if only is None or cell.key in {'plain', *only}]
+
+
+def runs_there(folder: Path) -> List[Dict[str, str]]:
+    """What the names of the runs in a folder say: `name`, `dataset`, `depth`, `key` and `seed`."""
+    found = [re.fullmatch(r'(?P<name>(?P<dataset>\w+)-(?P<depth>\d+)-(?P<key>\w+)-seed(?P<seed>\d+))', path.name)
+             for path in (sorted(folder.iterdir()) if folder.is_dir() else []) if path.is_dir()]
+    return [match.groupdict() for match in found if match]

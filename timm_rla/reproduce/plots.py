@@ -95,11 +95,14 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
     for y, row in enumerate(shown):
         if row.interval is not None:
             axes.plot(row.interval, (y, y), color=COLORS[0], linewidth=2, solid_capstyle='butt')
-    here = [(row.difference, y) for y, row in enumerate(shown)]
+    here = [(row.difference, y) for y, row in enumerate(shown) if row.interval is not None]
+    single = [(row.difference, y) for y, row in enumerate(shown) if row.interval is None]
     paper = [(row.paper - reference, y) for y, (row, reference) in enumerate(zip(shown, references))
              if row.paper is not None and reference is not None]
     if here:
         axes.plot(*zip(*here), 'o', color=COLORS[0], label='here, with 95 % interval')
+    if single:
+        axes.plot(*zip(*single), 'o', color=COLORS[0], fillstyle='none', label='here, one seed: no interval')
     if paper:
         axes.plot(*zip(*paper), 'D', color=COLORS[1], markersize=4, label='paper')
     axes.set_yticks(range(len(shown)), [
@@ -110,7 +113,7 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
     axes.set_xlabel(f'Difference in {measure} from plain, percentage points ({better} is better)')
     axes.set_title(heading, fontsize='medium', wrap=True)
     if shown:
-        figure.legend(loc='outside lower center', ncols=2, frameon=False)
+        figure.legend(loc='outside lower center', ncols=3, frameon=False)
     return save_picture(figure, output)
 
 

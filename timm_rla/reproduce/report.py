@@ -1,6 +1,7 @@
 """The report of a table: figures beside the paper's, and what each network gains over the plain one, with intervals."""
 import logging
 import math
+import shlex
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from .plan import Cell, Run
 from .runs import Results, recipe_length
 from .tasks import Metric
 
-__all__ = ['Row', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_figures', 'write_markdown']
+__all__ = [
+    'Row', 'facts', 'format_interval', 'paired_interval', 'report_rows', 'title', 'write_figures', 'write_markdown',
+]
 
 CONFIDENCE = 0.95
 _logger = logging.getLogger(__name__)
@@ -113,22 +116,33 @@ def _number(value: Optional[float], digits: int = 2, sign: bool = False) -> str:
     return '' if value is None else f'{value:{"+" if sign else ""}.{digits}f}'
 
 
-def title(results: Results, data: str) -> str:
-    """Title of table and pictures: says what was shortened and on which data.
+def title(results: Results) -> str:
+    """Title of table and pictures: says what was shortened and on which data."""
+    parts = [results.table.title]
+    task = results.table.task
+    usual = sorted({recipe_length(task, cell.dataset) for cell in results.table.cells})
+    if results.length is not None and usual != [results.length]:
+        parts.append(f'{results.length:,} {task.unit}{"s" * (results.length > 1)} instead of '
+                     f'{" and ".join(f"{length:,}" for length in usual)}')
+    if results.note:
+        parts.append(results.note)
+    return ', '.join(parts)
+
+
+def facts(results: Results, others: Sequence[str] = ()) -> List[str]:
+    """Paragraphs below the title: what the runs have beside their recipe, and what the report leaves out.
 
     Args:
         results: Folder of the runs.
-        data: What the user says of the data, such as 'CIFAR-10 re-encoded as JPEG'.
+        others: Names of the runs that lie there and are not in the report.
     """
-    parts = [results.table.title]
-    if results.length is not None:
-        task = results.table.task
-        usual = sorted({recipe_length(task, cell.dataset) for cell in results.table.cells})
-        parts.append(f'{results.length:,} {task.unit}{"s" * (results.length > 1)} instead of '
-                     f'{" and ".join(f"{length:,}" for length in usual)}')
-    if data:
-        parts.append(data)
-    return ', '.join(parts)
+    found = []
+    if results.options:
+        found.append('Options of every run, beside those of the recipe and the table: '
+                     f'`{shlex.join(results.options)}`.')
+    if others:
+        found.append(f'In the same folder, and not in this report: {", ".join(others)}.')
+    return found
 
 
 def _metric_lines(metric: Metric, rows: Sequence[Row], unit: str) -> List[str]:
@@ -154,7 +168,14 @@ def _metric_lines(metric: Metric, rows: Sequence[Row], unit: str) -> List[str]:
     return lines
 
 
-def write_markdown(path: Path, heading: str, rows: Sequence[Row], unit: str, more: Sequence[str] = ()) -> Path:
+def write_markdown(
+        path: Path,
+        heading: str,
+        rows: Sequence[Row],
+        unit: str,
+        paragraphs: Sequence[str] = (),
+        more: Sequence[str] = (),
+) -> Path:
     """Write the table as Markdown, one for each metric, and more lines below; returns `path`.
 
     Args:
@@ -162,9 +183,10 @@ def write_markdown(path: Path, heading: str, rows: Sequence[Row], unit: str, mor
         heading: Title.
         rows: As from `report_rows`.
         unit: 'epoch' or 'iteration'.
+        paragraphs: What stands below the title.
         more: Lines to follow.
     """
-    lines = [f'# {heading}']
+    lines = [f'# {heading}', *(line for paragraph in paragraphs for line in ('', paragraph))]
     for metric in dict.fromkeys(row.metric for row in rows):
         lines += ['', *_metric_lines(metric, [row for row in rows if row.metric == metric], unit)]
     with writing_text(path) as f:

@@ -11,21 +11,22 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 import yaml
 
 from ..common.errors import UserError, blame
-from ..common.files import replacing
-from ..common.lock import exclusive
+from ..common.files import TEMPORARY, replacing
+from ..common.lock import exclusive, held_by
 from ..common.options import parse
 from ..common.recipes import recipes
 from ..common.stopping import Stopped, StopRequest
 from ..common.summary import SUMMARY, read_summary
 from ..common.yaml_files import read_mapping
 from .content import GIVEN
-from .plan import Run, Table
+from .plan import Run, Table, runs_there
 from .tasks import DATASETS, Task
 
 __all__ = ['Results', 'recipe_length', 'run_all', 'shell_commands', 'train_options']
 
 SETTINGS = 'table.yaml'  # of a results folder: what its runs have in common
 POLL = 1.  # seconds
+PATIENCE = 2  # runs that may fail in a row, before no more are started in their place
 ARGS = 'args.yaml'  # of a run: its options
 ELSEWHERE = {'output', 'experiment', 'resume', 'device', 'workers'}  # options that may be others on another machine
 
@@ -38,17 +39,19 @@ class Results:
         table: The table.
         length: Epochs or iterations of each run, those of the recipe if None.
         options: Further options of the runs' command, the same for all runs.
+        note: What the titles of reports say of the data; what was said before if empty.
 
     Raises:
         UserError: The folder holds runs of another table, of another length or with other options, or something else;
             or the options are none of the runs' command, or take from the table what it is.
     """
 
-    def __init__(self, path: Path, table: Table, length: Optional[int], options: Sequence[str]):
+    def __init__(self, path: Path, table: Table, length: Optional[int], options: Sequence[str], note: str = ''):
         self.path = path
         self.table = table
         self.options = list(options)
         self.length = length
+        self.note = note
         self.settings = {'table': table.name, f'{table.task.unit}s': length, 'options': self.options}
         task = table.task
         args = {cell: parse(task.parser(), train_options(task, Run(cell, 0), length, options)) for cell in table.cells}
@@ -70,12 +73,14 @@ class Results:
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f'--output {self.path}: is a file, not a folder')
             entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
-        held = [entry for entry in entries if not entry.name.startswith('.')]
+        held = [entry for entry in entries if not entry.name.startswith('.') and not entry.name.endswith(TEMPORARY)]
         if self.path / SETTINGS not in held:
             if held:
                 raise UserError(f'--output {self.path}: neither empty nor the results of a table')
             return False
         found = read_mapping(self.path / SETTINGS, f'--output {self.path}')
+        noted = found.get('data_note', '')
+        self.note = self.note or (noted if isinstance(noted, str) and noted.isprintable() else '')
         differ = [f'{key} {found.get(key)}, not {value}' for key, value in self.settings.items()
                   if found.get(key) != value and not (key == 'options' and self._means_the_same(found.get(key)))]
         if differ and any(entry.is_dir() for entry in held):
@@ -105,16 +110,33 @@ class Results:
             UserError: Another one is at work there.
         """
         with exclusive(self.path, lambda holder: f'--output {self.path}: another process runs this table'):
-            with blame(f'--output {self.path}', OSError), replacing(self.path / SETTINGS) as temporary:
-                temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
-            self.recorded = True
+            self.write_settings()
             yield
+
+    def write_settings(self) -> None:
+        """Write down what the runs have in common, and the note."""
+        settings = dict(self.settings, **({'data_note': self.note} if self.note else {}))
+        with blame(f'--output {self.path}', OSError), replacing(self.path / SETTINGS) as temporary:
+            temporary.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding='utf-8')
+        self.recorded = True
 
     def record(self) -> None:
         """Make the folder one of these runs, which others may start there."""
         if not self.recorded:
             with self.locked():
                 pass
+
+    def seeds(self, asked: Sequence[int]) -> List[int]:
+        """These seeds, and all others that cells of the table have runs of: none is left out of a report."""
+        cells = {cell.folder for cell in self.table.cells}
+        found = {int(run['seed']) for run in runs_there(self.path)
+                 if run['name'].rsplit('-seed', 1)[0] in cells}
+        return sorted(found.union(asked))
+
+    def others(self, seeds: Sequence[int]) -> List[str]:
+        """Names of runs in the folder that are of no cell of the table with one of these seeds."""
+        own = {Run(cell, seed).name for cell in self.table.cells for seed in seeds}
+        return [run['name'] for run in runs_there(self.path) if run['name'] not in own]
 
     def rows(self, run: Run) -> List[Dict[str, float]]:
         """Rows of a run's summary that a report can use; those without validation, or damaged, are not among them."""
@@ -263,13 +285,24 @@ def _run_all(
     waiting, active, failed = results.missing(runs), {}, []
     total = len(waiting)
     print(f'{len(runs) - total} of {len(runs)} runs are finished, {total} to go', flush=True)
-    slots = list(range(jobs))
+    slots = list(range(min(jobs, max(1, total))))
+    failures = dict.fromkeys(slots, 0)  # in a row
+
+    def check_stop() -> None:
+        if stop.received:
+            raise Stopped('asked to stop by a signal; the same command goes on')
+
     try:
-        while waiting or active:
-            if stop.received:
-                raise Stopped('asked to stop by a signal; the same command goes on')
+        while active or waiting and slots:
             while waiting and slots:
-                run, slot = waiting.pop(0), slots.pop(0)
+                check_stop()
+                run = waiting.pop(0)
+                holder = held_by(results.path / run.name)
+                if holder:
+                    print(f'{run.name}  is under way: {holder} writes there; it is left alone', flush=True)
+                    total -= 1
+                    continue
+                slot = slots.pop(0)
                 device = devices[slot % len(devices)] if devices else None
                 with blame(f'--output {results.path}', OSError):
                     log = open(results.path / f'{run.name}.log', 'ab')
@@ -278,17 +311,26 @@ def _run_all(
                     results.command(run, device), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
                 active[run] = process, slot, log, begin, time.monotonic()
             time.sleep(POLL)
+            check_stop()
             for run, (process, slot, log, begin, start) in list(active.items()):
                 if process.poll() is None:
                     continue
                 log.close()
                 del active[run]
-                slots.append(slot)
+                failures[slot] = failures[slot] + 1 if process.returncode else 0
                 if process.returncode:
+                    check_stop()  # it may have been asked, too, and sooner
                     failed.append(run)
+                if failures[slot] < PATIENCE:
+                    slots.append(slot)
                 done = total - len(waiting) - len(active)
                 print(f'[{done}/{total}] {run.name}  {_outcome(results, run, process.returncode, begin)}  '
                       f'{(time.monotonic() - start) / 60:.1f} min', flush=True)
+                if failures[slot] == PATIENCE and waiting:
+                    device = f' on {devices[slot % len(devices)]}' if devices else ''
+                    print(f'{PATIENCE} runs have failed in a row{device}: no more are started there', flush=True)
+        if waiting:
+            print(f'{len(waiting)} runs were not started', flush=True)
     finally:
         for process, *_ in active.values():  # interrupted: the runs keep where they are
             process.terminate()
@@ -311,5 +353,13 @@ def _outcome(results: Results, run: Run, returncode: int, begin: int) -> str:
 
 
 def shell_commands(results: Results, runs: Sequence[Run]) -> List[str]:
-    """A shell command for each missing run, for xargs, GNU parallel or a job array."""
+    """A shell command for each missing run, for xargs, GNU parallel or a job array.
+
+    Raises:
+        UserError: One would not be a line.
+    """
+    for option in [*results.options, str(results.path)]:
+        if not option.isprintable():
+            raise UserError(f'--print: {option!r} has signs that cannot be printed, such as line breaks; a command is '
+                            'one line')
     return [shlex.join(results.command(run)) for run in results.missing(runs)]

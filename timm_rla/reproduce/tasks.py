@@ -1,7 +1,7 @@
 """The kinds of runs that tables consist of: training a classifier, training a detector. What differs, as data."""
 import argparse
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 
@@ -10,7 +10,8 @@ from ..common.extras import import_extra
 from ..common.networks import build_model
 from ..common.options import OptionParser, input_spec
 from ..detection import fasterrcnn, options
-from ..train.options import train_parser
+from ..train.data import open_splits
+from ..train.options import split_spec, train_parser
 from ..train.setup import create_schedule
 
 __all__ = ['DATASETS', 'Metric', 'TASKS', 'Task']
@@ -44,6 +45,7 @@ class Task:
     length: Callable[[argparse.Namespace], int]  # number of the last row that options lead to, counted from 1
     scaled_steps: Callable[[argparse.Namespace, float], Dict[str, Any]]  # of the schedule, times a ratio
     parameters: Callable[[argparse.Namespace, int], int]  # of a network for so many classes
+    classes: Callable[[argparse.Namespace], Optional[int]]  # of the data that options name; None where it does not say
 
     def scaled_schedule(self, args: argparse.Namespace, length: int) -> Dict[str, Any]:
         """Options of the schedule's steps, in proportion to the length of a run; those that change.
@@ -87,6 +89,10 @@ def _classifier_parameters(args: argparse.Namespace, num_classes: int) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def _classifier_classes(args: argparse.Namespace) -> Optional[int]:
+    return open_splits(split_spec(args), input_spec(args).channels or 3).num_classes
+
+
 def _detector_parser() -> OptionParser:
     import_extra('lightning', 'detection')  # says what is missing before there are runs
     return options.train_parser()
@@ -109,6 +115,10 @@ def _detector_parameters(args: argparse.Namespace, num_classes: int) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def _detector_classes(args: argparse.Namespace) -> int:
+    return len(options.read_data(args, 'train').names)
+
+
 TASKS = {
     'classification': Task(
         command=('train',),
@@ -121,6 +131,7 @@ TASKS = {
         length=_classifier_length,
         scaled_steps=_classifier_steps,
         parameters=_classifier_parameters,
+        classes=_classifier_classes,
     ),
     'detection': Task(
         command=('detect', 'train'),
@@ -133,6 +144,7 @@ TASKS = {
         length=_detector_length,
         scaled_steps=_detector_steps,
         parameters=_detector_parameters,
+        classes=_detector_classes,
     ),
 }
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from ..common.stopping import SIGNALS
+
 __all__ = ['RngTracker', 'get_rng_state', 'set_rng_state']
 
 STATE_BYTES = 1 << 15  # about 11 KiB are needed
@@ -87,9 +89,8 @@ class RngTracker:
         Schedulers send their signals to all processes of a job. A worker leaves them to the main process, which needs
         it for one more step: it ends when the main process ends it, or has died.
         """
-        for name in ('SIGTERM', 'SIGUSR1'):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._on_signal)
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
         self.worker_init_fn(worker_id)
         if self.initial_states and worker_id < len(self.initial_states) and self.initial_states[worker_id]:
             python, numpy, torch_state = self.initial_states[worker_id]

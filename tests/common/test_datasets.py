@@ -208,3 +208,25 @@ def test_classes_of_another_network(trained, photos, capsys):
     for command in ('validate', 'attention'):
         assert cli.main([command, *COMMON, '--checkpoint', str(trained), '--data-dir', str(photos)]) == 2
         assert "class 'eagle' is none of those" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('in_memory', [[], ['--in-memory', '--no-aug', '--workers', '0']], ids=str)
+@pytest.mark.parametrize('channels', [1, 3])
+def test_data_sets_of_torchvision(tmp_path, capsys, channels, in_memory):
+    """Read as folders are: images have the channels of the network, and one that is damaged is named."""
+    for split in ('train', 'validation'):
+        for label in 'ab':
+            (tmp_path / split / label).mkdir(parents=True)
+            for index in range(8):
+                image = Image.new('L' if channels == 3 else 'RGB', (32, 32), index)
+                image.save(tmp_path / split / label / f'{index}.png')
+    command = ['train', '--device', 'cpu', '--model', 'resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)',
+               '--in-chans', str(channels), '--batch-size', '8', '--epochs', '1', '--warmup-epochs', '0', '--lr',
+               '0.05', '--dataset', 'torch/image_folder', '--data-dir', str(tmp_path), '--workers', '1', *in_memory]
+    assert cli.main([*command, '--output', str(tmp_path / 'out'), '--experiment', 'a']) == 0
+    damaged = tmp_path / 'train' / 'b' / '3.png'
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    capsys.readouterr()
+    assert cli.main([*command, '--output', str(tmp_path / 'out'), '--experiment', 'b']) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'error: cannot read image 11 of --dataset torch/image_folder:' in line

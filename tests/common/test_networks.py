@@ -88,6 +88,15 @@ def test_channels_without_a_size(channels):
     assert config['mean'] == pytest.approx((0.449,) * channels) and config['std'] == pytest.approx((0.226,) * channels)
 
 
+@pytest.mark.parametrize(
+    'said', [dict(in_chans=1), dict(input_size=(1, 32, 32)), dict(in_chans=1, img_size=32)], ids=str)
+def test_three_numbers_for_one_channel(said):
+    """As a recipe for colours has them: their mean, wherever the number of channels is said."""
+    model = create_model('rla_resnet18', in_chans=1, **SMALL)
+    config = InputSpec(mean=(0.1, 0.2, 0.6), std=(0.9, 0.2, 0.4), **said).resolve(model)
+    assert config['mean'] == pytest.approx((0.3,)) and config['std'] == pytest.approx((0.5,))
+
+
 def test_epsilon_of_batch_norm_is_that_of_training():
     spec = NetworkSpec().completed(dict(model='mobilenetv3_small_050', bn_eps=0.01, num_classes=10))
     norms = [m for m in load_network(spec).model.modules() if isinstance(m, torch.nn.BatchNorm2d)]

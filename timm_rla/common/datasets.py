@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 from PIL import Image, ImageMode, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch.utils.data import Dataset
 
 from .._timm import report_webdataset_errors
 from .errors import UserError, blame, one_line, printable
@@ -13,8 +14,8 @@ from .image_folder import IMAGE_TYPES, check_folder, leave_out_hidden, left_out,
 from .pixels import eight_bits, transformed
 
 __all__ = [
-    'DataSource', 'StrictImageDataset', 'StrictImageStream', 'check_same_classes', 'class_indices', 'describe_dataset',
-    'image_mode', 'label_names', 'open_dataset',
+    'DataSource', 'StrictImageDataset', 'StrictImageStream', 'StrictTorchDataset', 'check_same_classes',
+    'class_indices', 'describe_dataset', 'image_mode', 'label_names', 'open_dataset',
 ]
 
 TYPES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of timm's datasets
@@ -120,6 +121,38 @@ class StrictImageStream(IterableImageDataset):
             _cannot_read('', e)
 
 
+class StrictTorchDataset(Dataset):
+    """A data set of torchvision that reads images as timm's ImageDataset does, and names those that it cannot read.
+
+    Args:
+        dataset: torchvision's, without a transform.
+        mode: Mode of Pillow that images are converted to.
+        option: What names it, for messages.
+    """
+
+    def __init__(self, dataset: Any, mode: str, option: str):
+        self.dataset = dataset
+        self.mode = mode
+        self.option = option
+        self.transform: Optional[Callable[[Any], Any]] = None
+        self.class_to_idx = getattr(dataset, 'class_to_idx', None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Tuple[Any, Any]:
+        name = f'{index} of {self.option}'
+        try:
+            image, target = self.dataset[index]
+            if not isinstance(image, Image.Image):
+                raise ValueError(f'it is a {type(image).__name__}')
+            image = eight_bits(image)
+            image = image if image.mode == self.mode else image.convert(self.mode)
+        except Exception as e:  # torchvision and PIL raise whatever a damaged file leads them to
+            _cannot_read(name, e)
+        return image if self.transform is None else transformed(self.transform, image, f'image {name}'), target
+
+
 def _cannot_read(name: str, error: Exception) -> None:
     if isinstance(error, UserError):
         raise error
@@ -173,6 +206,8 @@ def open_dataset(
             dataset = create(indices)
     if type(dataset) is ImageDataset:
         dataset = StrictImageDataset(source.data_dir, reader=dataset.reader, input_img_mode=dataset.input_img_mode)
+    elif source.dataset.lower().startswith('torch/'):
+        dataset = StrictTorchDataset(dataset, image_mode(in_chans, source.input_img_mode), source.option)
     elif type(dataset) is IterableImageDataset:
         dataset = StrictImageStream(source.data_dir, reader=dataset.reader)
     indices = class_indices(dataset)

@@ -14,16 +14,22 @@ from torchvision import transforms
 
 from .device import Placement
 from .errors import UserError
+from .pixels import check_size
 from .progress import Progress
+from .stopping import leave_signals
 
 __all__ = ['InMemoryLoader', 'check_augmentation', 'decode']
+
+MEMINFO = '/proc/meminfo'
 
 DECODE_BATCH = 256
 # What a training transform of this road may contain: arguments of timm's `create_loader` and their neutral values
 NEUTRAL: Dict[str, Tuple[Any, ...]] = {
     're_prob': (0,), 'vflip': (0,), 'color_jitter': (0, None), 'grayscale_prob': (0, None),
-    'gaussian_blur_prob': (0, None), 'auto_augment': (None, ''), 'num_aug_repeats': (0,),
+    'gaussian_blur_prob': (0, None), 'auto_augment': ('', None), 'num_aug_repeats': (0,),
 }
+SAMPLING = ('num_aug_repeats',)  # also without augmentation
+SHUFFLING, CROPPING = 1, 2  # purposes of random numbers; none is 0, with which NumPy fills up what it is given
 OPTIONS = {  # their options, where these have other names
     're_prob': 'reprob', 'auto_augment': 'aa', 'num_aug_repeats': 'aug_repeats',
 }
@@ -39,25 +45,40 @@ def check_augmentation(augmentation: Dict[str, Any], pad: bool) -> None:
     Raises:
         UserError: There is one; names its option.
     """
-    if augmentation.get('no_aug'):
-        return
-    if not pad:
+    without = augmentation.get('no_aug')
+    if not pad and not without:
         raise UserError('--in-memory: has no random resized crop; --train-crop-mode pad or --no-aug')
     for name, neutral in NEUTRAL.items():
-        if augmentation.get(name) not in neutral:
+        if augmentation.get(name) not in neutral and (name in SAMPLING or not without):
             option = OPTIONS.get(name, name).replace('_', '-')
             raise UserError(f'--in-memory: has no --{option} {augmentation[name]}; leave --in-memory out, or set '
-                            f'--{option} to {neutral[0]}')
+                            f'--{option} to {neutral[0]!r}')
 
 
 def _available_memory(device: torch.device) -> Optional[int]:
     """Bytes that are free on a device; None where nobody can tell."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
-    names = os.sysconf_names if device.type == 'cpu' and hasattr(os, 'sysconf') else {}
-    if 'SC_AVPHYS_PAGES' in names and 'SC_PAGE_SIZE' in names:
-        return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return None
+    if device.type != 'cpu' or not os.path.exists(MEMINFO):
+        return None
+    with open(MEMINFO, encoding='ascii') as f:
+        kib = {name: int(value.split()[0]) for name, value in (line.split(':') for line in f)}
+    return 1024 * kib['MemAvailable'] if 'MemAvailable' in kib else None  # with what the system gives up when asked
+
+
+def _check_memory(needed: int, images: int, placement: Placement) -> None:
+    """Complain, in all processes alike, of a data set that does not fit into memory.
+
+    Raises:
+        UserError: It does not.
+    """
+    shares = placement.distributed and placement.device.type == 'cpu'
+    sharing = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if shares else 1
+    known = [free for free in placement.gather([_available_memory(placement.device)]) if free is not None]
+    if known and sharing * needed > 0.9 * min(known):
+        by = f' in each of {sharing} processes' if sharing > 1 else ''
+        raise UserError(f'--in-memory: {images:,} images need {needed / 2 ** 20:,.0f} MiB{by}, of which '
+                        f'{min(known) / 2 ** 20:,.0f} MiB are free on {placement.device}')
 
 
 def _to_array(image: Any) -> np.ndarray:
@@ -66,8 +87,9 @@ def _to_array(image: Any) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _collate(batch: List[Tuple[np.ndarray, int]]) -> Tuple[List[torch.Tensor], torch.Tensor]:
-    return [torch.from_numpy(image.copy()) for image, _ in batch], torch.tensor([target for _, target in batch])
+def _collate(batch: List[Tuple[np.ndarray, int]]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """One tensor for all images: each tensor that a worker sends is an open file."""
+    return torch.from_numpy(np.stack([image for image, _ in batch])), torch.tensor([target for _, target in batch])
 
 
 def decode(
@@ -102,31 +124,29 @@ def decode(
         raise UserError('--in-memory: needs a data set with random access, not one that is read as a stream')
     channels, height, width = data_config['input_size']
     shape = (len(dataset), height + 2 * pad, width + 2 * pad, channels)
-    needed, free = int(np.prod(shape, dtype=np.int64)), _available_memory(placement.device)
-    if free is not None and needed > 0.9 * free:
-        raise UserError(f'--in-memory: {len(dataset):,} images need {needed / 2 ** 20:,.0f} MiB, of which '
-                        f'{free / 2 ** 20:,.0f} MiB are free on {placement.device}')
+    _check_memory(int(np.prod(shape, dtype=np.int64)), len(dataset), placement)
     if training:
         resize = transforms.Resize((height, width), transforms.InterpolationMode(data_config['interpolation']))
     else:
         resize = transforms.Compose(create_transform(
             (channels, height, width), is_training=False, use_prefetcher=True,
             interpolation=data_config['interpolation'], crop_pct=data_config['crop_pct'],
-            crop_mode=data_config.get('crop_mode')).transforms[:-1])  # all but the conversion to [C, H, W]
+        ).transforms[:-1])  # all but the conversion to [C, H, W]
     dataset.transform = _Decoder(resize, None if size_given else (height, width))
 
-    images = torch.zeros(shape, dtype=torch.uint8)
-    targets = torch.empty(len(dataset), dtype=torch.long)
-    loader = DataLoader(dataset, DECODE_BATCH, num_workers=workers, collate_fn=_collate)
+    images = torch.zeros(shape, dtype=torch.uint8, device=placement.device)
+    targets = torch.empty(len(dataset), dtype=torch.long, device=placement.device)
+    loader = DataLoader(
+        dataset, DECODE_BATCH, num_workers=workers, collate_fn=_collate, worker_init_fn=leave_signals)
     done = 0
     with Progress(label, len(loader), interval=max(1, len(loader) // 4), enabled=placement.primary) as progress:
         for batch, batch_targets in loader:
-            for image in batch:
-                images[done, pad:pad + height, pad:pad + width] = image
-                done += 1
-            targets[done - len(batch):done] = batch_targets
+            rows = slice(done, done + len(batch))
+            images[rows, pad:pad + height, pad:pad + width] = batch.to(placement.device)
+            targets[rows] = batch_targets.to(placement.device)
+            done += len(batch)
             progress.update(len(batch))
-    return images.to(placement.device), targets.to(placement.device)
+    return images, targets
 
 
 class _Decoder:
@@ -137,9 +157,8 @@ class _Decoder:
         self.size = size
 
     def __call__(self, image: Any) -> np.ndarray:
-        if self.size is not None and (image.height, image.width) != self.size:
-            raise UserError(f'--in-memory: an image of {image.width} x {image.height} pixels, where the network takes '
-                            f'{self.size[1]} x {self.size[0]}; --img-size N scales all images')
+        if self.size is not None:
+            check_size(image, self.size, '--in-memory')
         return _to_array(self.resize(image))
 
 
@@ -208,10 +227,10 @@ class InMemoryLoader:
 
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         count, place = len(self.images), self.placement
-        generator = _generator(self.seed, self.epoch)
+        generator = _generator(self.seed, self.epoch, SHUFFLING)
         order = torch.randperm(count, generator=generator) if self.training else torch.arange(count)
-        order = order.repeat(2)[place.rank:self._share() * place.world_size:place.world_size]
-        generator = _generator(self.seed, self.epoch, place.rank)
+        order = order[torch.arange(place.rank, self._share() * place.world_size, place.world_size) % count]
+        generator = _generator(self.seed, self.epoch, CROPPING, place.rank)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             index = order[start:start + self.batch_size]
             yield self._batch(index, *self._windows(len(index), generator))

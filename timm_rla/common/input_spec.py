@@ -50,7 +50,11 @@ class InputSpec:
         """
         with blame('model input', AssertionError, TypeError, ValueError):
             self._check(model)
-            config = resolve_data_config(vars(self), model=model, use_test_size=use_test_size)
+            given = dict(vars(self))
+            for key in ('mean', 'std'):
+                if given[key] is not None and len(given[key]) not in (1, self.channels or len(given[key])):
+                    given[key] = (sum(given[key]) / len(given[key]),)  # timm wants one, or one for each channel
+            config = resolve_data_config(given, model=model, use_test_size=use_test_size)
             check_ranges({key: config[key] for key in ('mean', 'std')}, 'model input')
             channels = self.channels or config['input_size'][0]
             config['input_size'] = (channels, *config['input_size'][1:])  # timm drops --in-chans if no size is said

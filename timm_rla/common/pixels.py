@@ -1,5 +1,5 @@
 """Pixels of images: scaled to 8 bits, where Pillow would cut off what is above 255, and to the size of a network."""
-from typing import Any, Callable
+from typing import Any, Callable, Tuple
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ from timm.data.transforms import TrimBorder
 
 from .errors import UserError, blame
 
-__all__ = ['eight_bits', 'transformed']
+__all__ = ['check_size', 'eight_bits', 'transformed']
 
 OF_16_BITS = ('PNG', 'PPM')  # formats whose greys of mode I have 16 bits, never 32
 
@@ -32,6 +32,22 @@ def eight_bits(image: Image.Image) -> Image.Image:
     else:
         return image
     return Image.fromarray((255 * pixels).round().astype(np.uint8))
+
+
+def check_size(image: Image.Image, size: Tuple[int, int], option: str) -> None:
+    """Complain of an image that would be scaled where nobody has asked for it.
+
+    Args:
+        image: The image.
+        size: Height and width of a network's input.
+        option: What takes images as they are.
+
+    Raises:
+        UserError: It has another size.
+    """
+    if (image.height, image.width) != size:
+        raise UserError(f'{option}: an image of {image.width} x {image.height} pixels, where the network takes '
+                        f'{size[1]} x {size[0]}; --img-size N scales all images')
 
 
 def transformed(transform: Callable[[Any], Any], image: Image.Image, subject: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 
 from .device import Placement
 
-__all__ = ['ASKED', 'SIGNALS', 'StopRequest', 'Stopped']
+__all__ = ['ASKED', 'SIGNALS', 'StopRequest', 'Stopped', 'leave_signals']
 
 ASKED = 'asked to stop by a signal; --resume auto goes on with this run'
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1', 'SIGHUP') if hasattr(signal, name))
@@ -67,3 +67,9 @@ class StopRequest:
         flag = torch.tensor(int(self.received), device=placement.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return bool(flag)
+
+
+def leave_signals(worker_id: int) -> None:
+    """In a process that loads data: leave the signals, which schedulers send to all, to the main process."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

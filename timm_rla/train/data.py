@@ -10,6 +10,7 @@ from ..common.device import Placement
 from ..common.errors import UserError
 from ..common.in_memory import InMemoryLoader, check_augmentation, decode
 from ..common.loaders import LoaderSpec, create_eval_loader, load_batches
+from ..common.pixels import check_size
 from .rng import RngTracker
 
 __all__ = [
@@ -152,7 +153,8 @@ def _ordinary_loaders(
         placement: Placement,
 ) -> Tuple[Any, Any]:
     train_loader = create_train_loader(
-        dataset, spec.loader, data_config, placement, spec.augmentation or {}, spec.mixup or {}, spec.pad)
+        dataset, spec.loader, data_config, placement, spec.augmentation or {}, spec.mixup or {}, spec.pad,
+        spec.size_given)
     if eval_dataset is None:
         return train_loader, None
     return train_loader, create_eval_loader(eval_dataset, spec.eval_loader, data_config, placement)
@@ -168,11 +170,14 @@ def _in_memory_loaders(
     augmentation = spec.augmentation or {}
     check_augmentation(augmentation, spec.pad)
     if len(dataset) // placement.world_size < spec.loader.batch_size:
-        raise UserError(f'--batch-size {spec.loader.batch_size}: the training split has only {len(dataset)} images')
+        shared = f' for {placement.world_size} processes' if placement.distributed else ''
+        raise UserError(
+            f'--batch-size {spec.loader.batch_size}: the training split has only {len(dataset)} images{shared}')
     pad = PAD if spec.pad else 0
     common = dict(mean=data_config['mean'], std=data_config['std'])
+    training_config = dict(data_config, interpolation=_interpolation(augmentation, data_config))
     images, targets = decode(
-        dataset, data_config, placement, True, spec.loader.workers, pad, spec.size_given, 'Decode training images')
+        dataset, training_config, placement, True, spec.loader.workers, pad, spec.size_given, 'Decode training images')
     hflip = 0. if augmentation.get('no_aug') else augmentation.get('hflip', 0.)
     train_loader = InMemoryLoader(
         images, targets, spec.loader.batch_size, placement, training=True, pad=pad, hflip=hflip, seed=spec.seed,
@@ -193,6 +198,7 @@ def create_train_loader(
         augmentation: Dict[str, Any],
         mixup: Dict[str, Any],
         pad: bool = False,
+        size_given: bool = True,
 ) -> Any:
     """Training loader, which mixes if it has the prefetcher. Arguments as in `DataSpec` and `create_loaders`.
 
@@ -211,13 +217,30 @@ def create_train_loader(
     if len(loader) == 0:  # incomplete batches are dropped
         raise UserError(f'--batch-size {spec.batch_size}: the training split has only {len(dataset)} images')
     if pad:
-        _pad_and_crop(dataset.transform, tuple(data_config['input_size'][-2:]), data_config['interpolation'])
+        _pad_and_crop(
+            dataset.transform, tuple(data_config['input_size'][-2:]), _interpolation(augmentation, data_config),
+            size_given)
     return loader
 
 
-def _pad_and_crop(transform: transforms.Compose, size: Tuple[int, int], interpolation: str) -> None:
+def _interpolation(augmentation: Dict[str, Any], data_config: Dict[str, Any]) -> str:
+    """How images are resized that are not cropped at random scales: that of validation unless one is named."""
+    named = augmentation.get('interpolation')
+    return named if named not in (None, '', 'random') else data_config['interpolation']
+
+
+def _pad_and_crop(transform: transforms.Compose, size: Tuple[int, int], interpolation: str, size_given: bool) -> None:
     """Replace the random resized crop in front of a training transform, in place."""
-    transform.transforms[0] = transforms.Compose([
-        transforms.Resize(size, transforms.InterpolationMode(interpolation)),  # nothing to do for images of that size
-        transforms.RandomCrop(size, padding=PAD),
-    ])
+    scaled = transforms.Resize(size, transforms.InterpolationMode(interpolation)) if size_given else _Unscaled(size)
+    transform.transforms[0] = transforms.Compose([scaled, transforms.RandomCrop(size, padding=PAD)])
+
+
+class _Unscaled:
+    """Transform that leaves an image as it is, after it has made sure of its size."""
+
+    def __init__(self, size: Tuple[int, int]):
+        self.size = size
+
+    def __call__(self, image: Any) -> Any:
+        check_size(image, self.size, '--train-crop-mode pad')
+        return image

@@ -110,7 +110,8 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
         f'n = {row.pairs}' for row in shown])
     axes.invert_yaxis()
     better = 'left' if rows[0].metric.lower_is_better else 'right'
-    axes.set_xlabel(f'Difference in {measure} from plain, percentage points ({better} is better)')
+    axes.set_xlabel(  # to the left it may run below the names
+        f'Difference in {measure} from plain, percentage points ({better} is better)', loc='right')
     axes.set_title(heading, fontsize='medium', wrap=True)
     if shown:
         figure.legend(loc='outside lower center', ncols=3, frameon=False)

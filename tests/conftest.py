@@ -2,6 +2,7 @@
 import fnmatch
 import logging
 import shutil
+import signal
 import sys
 
 import hub_server  # noqa: F401  first of all: it sets what huggingface_hub reads when it is imported
@@ -90,3 +91,13 @@ def restore_form():
     before = form()
     yield
     set_form(before)
+
+
+@pytest.fixture
+def hangup():
+    """SIGHUP, which nohup lets be ignored, as a process has it otherwise."""
+    if not hasattr(signal, 'SIGHUP'):
+        pytest.skip('no SIGHUP on this platform')
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield signal.SIGHUP
+    signal.signal(signal.SIGHUP, before)

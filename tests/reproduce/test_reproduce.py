@@ -200,7 +200,7 @@ def test_what_is_wrong_with_all_runs_is_said_once(image_folder, tmp_path, capsys
     assert not captured.out
 
 
-def test_other_signals_and_runs_under_way(image_folder, tmp_path, capsys, monkeypatch):
+def test_other_signals_and_runs_under_way(tmp_path, capsys, monkeypatch, hangup):
     """A run that another process is at is left to it; a run that ends by the signal of all has not failed."""
     monkeypatch.setattr('timm_rla.commands.reproduce.check_inputs', lambda *args: None)
     out = tmp_path / 'out'
@@ -208,7 +208,7 @@ def test_other_signals_and_runs_under_way(image_folder, tmp_path, capsys, monkey
         (out / 'table.yaml').write_text(yaml.safe_dump(dict(table='table1', epochs=None, options=[])))
         (out / 'table.yaml.timm-rla.tmp').touch()  # of a process that was killed
         monkeypatch.setattr(Results, 'command', lambda self, run, device: [
-            sys.executable, '-c', f'import os, signal; os.kill({os.getpid()}, signal.SIGHUP); exit(-15)'])
+            sys.executable, '-c', f'import os, signal; os.kill({os.getpid()}, {int(hangup)}); exit(-15)'])
         assert cli.main([*SMALL, '--output', str(out)]) == 75
     captured = capsys.readouterr()
     assert 'cifar10-20-plain-seed0  is under way: process' in captured.out and 'failed' not in captured.out

@@ -84,13 +84,13 @@ def test_asked_to_stop(image_folder, tmp_path, whole_runs, recipe, epoch, batch)
 
 @pytest.mark.long(but=['main*'])
 @pytest.mark.parametrize('recipe', ['main process', 'two workers'])
-def test_asked_twice_and_while_it_validates(image_folder, tmp_path, whole_runs, recipe):
+def test_asked_twice_and_while_it_validates(image_folder, tmp_path, whole_runs, hangup, recipe):
     options = ['--epochs', str(EPOCHS), '--resume', 'auto', *RECIPES[recipe]]
     for happens in (
             lambda monkeypatch: in_batch(monkeypatch, 1, 1, asked),
             lambda monkeypatch: in_batch(monkeypatch, 1, 4, lambda: asked('SIGUSR1')),
             lambda monkeypatch: in_validation(monkeypatch, asked),
-            lambda monkeypatch: in_validation(monkeypatch, asked),
+            lambda monkeypatch: in_validation(monkeypatch, lambda: asked(hangup.name)),
     ):
         with pytest.MonkeyPatch.context() as monkeypatch:
             happens(monkeypatch)

@@ -99,6 +99,7 @@ def test_command_end_to_end(image_folder, tmp_path, capsys, monkeypatch):
     (['--print', '--devices', 'cpu'], ['--print --devices']),
     (['--report', '--output', 'nowhere'], ['--output nowhere', 'nothing has been run']),
     (['--report', '--output', __file__], ['test_reproduce.py: is a file']),
+    (['--report', '--output', 'x' * 300], ['--output', 'name too long']),
 ], ids=str)
 def test_bad_input(tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ from typing import Any, Collection, Dict, List, Optional, Sequence, Set
 
 import timm
 
-from ..common.errors import UserError, closest
+from ..common.errors import UserError, blame, closest
 from ..common.extras import import_modules
 from .content import read_table
 from .tasks import TASKS, Task
@@ -153,7 +153,13 @@ def plan_runs(table: Table, seeds: Sequence[int], only: Optional[Sequence[str]] 
 
 
 def runs_there(folder: Path) -> List[Dict[str, str]]:
-    """What the names of the runs in a folder say: `name`, `dataset`, `depth`, `key` and `seed`."""
-    found = [re.fullmatch(r'(?P<name>(?P<dataset>\w+)-(?P<depth>\d+)-(?P<key>\w+)-seed(?P<seed>\d+))', path.name)
-             for path in (sorted(folder.iterdir()) if folder.is_dir() else []) if path.is_dir()]
+    """What the names of the runs in a folder say: `name`, `dataset`, `depth`, `key` and `seed`.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    with blame(f'--output {folder}', OSError):
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found = [re.fullmatch(r'(?P<name>(?P<dataset>\w+)-(?P<depth>\d+)-(?P<key>\w+)-seed(?P<seed>\d+))', name)
+             for name in names]
     return [match.groupdict() for match in found if match]

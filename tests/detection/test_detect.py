@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -288,7 +289,9 @@ def test_export(run, tmp_path):
 def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
     """`timm-rla reproduce` trains them as it trains classifiers."""
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    command = ['reproduce', 'bccd', '--only', 'plain', '--seeds', '0', '--data-dir', str(data), '--output',
+    own = tmp_path / 'own.yaml'
+    shutil.copy(resources.files('timm_rla.reproduce.tables').joinpath('bccd.yaml'), own)
+    command = ['reproduce', str(own), '--only', 'plain', '--seeds', '0', '--data-dir', str(data), '--output',
                str(tmp_path / 'out'), '--iterations', '2', '--device', 'cpu', '--min-size', '64', '--max-size', '96',
                '--backbone-kwargs', 'layers=(1,1,1,1)', 'channels=(16,32,64,128)']
     assert cli.main(command) == 0
@@ -296,6 +299,10 @@ def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
     assert '2 iterations instead of 800' in (tmp_path / 'out' / 'report.md').read_text()
     assert cli.main(command) == 0
     assert '1 of 1 runs are finished, 0 to go' in capsys.readouterr().out
+    assert cli.main(['reproduce', 'bccd', *command[2:]]) == 2  # where they would stand in the report as BCCD
+    assert 'table own, not bccd' in capsys.readouterr().err
+    assert cli.main(['reproduce', 'bccd', *command[2:], '--output', str(tmp_path / 'other')]) == 2
+    assert 'has 2 classes, bccd of this table 3' in capsys.readouterr().err and not (tmp_path / 'other').exists()
 
 
 @pytest.mark.parametrize('arguments, message', [

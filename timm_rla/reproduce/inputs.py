@@ -32,6 +32,8 @@ def check_inputs(results: Results, runs: Sequence[Run], devices: Optional[Sequen
         for device in devices or [args.device]:
             check_device(device)
         found, expected = task.classes(args), getattr(args, 'num_classes', None) or DATASETS[dataset].num_classes
+        if results.table.is_own and not hasattr(args, 'num_classes'):
+            continue  # detectors: a user's table names the recipe, nothing says how many classes there are
         if found not in (None, expected):
             raise UserError(f'{_data(args)}: has {found} classes, {dataset} of this table {expected}; --datasets '
                             'chooses among the data sets of the table')

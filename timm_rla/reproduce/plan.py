@@ -40,6 +40,7 @@ class Table:
     title: str
     task: Task
     cells: List[Cell]
+    is_own: bool  # a user's file
 
     def plain(self, cell: Cell) -> Cell:
         """The plain network that a cell is compared with."""
@@ -95,7 +96,7 @@ def load_table(
         for key, entry in entries.items()
     ]
     title = content['title'].format(depths=', '.join(map(str, depths)))
-    return Table(Path(name).stem, title, task, cells)
+    return Table(Path(name).stem, title, task, cells, is_own=Path(name).is_file())
 
 
 def _check(option: str, given: Optional[Sequence[str]], known: Sequence[str]) -> None:

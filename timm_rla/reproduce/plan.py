@@ -154,13 +154,12 @@ def plan_runs(table: Table, seeds: Sequence[int], only: Optional[Sequence[str]] 
 
 
 def runs_there(folder: Path) -> List[Dict[str, str]]:
-    """What the names of the runs in a folder say: `name`, `dataset`, `depth`, `key` and `seed`.
+    """What the names of the runs in a folder say: `name`, the cell's `folder` and `key`, and `seed`.
 
     Raises:
         UserError: It cannot be read.
     """
     with blame(f'--output {folder}', OSError):
         names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    found = [re.fullmatch(r'(?P<name>(?P<dataset>\w+)-(?P<depth>\d+)-(?P<key>\w+)-seed(?P<seed>\d+))', name)
-             for name in names]
+    found = [re.fullmatch(r'(?P<name>(?P<folder>\w+-\d+-(?P<key>\w+))-seed(?P<seed>\d+))', name) for name in names]
     return [match.groupdict() for match in found if match]

@@ -129,8 +129,7 @@ class Results:
     def seeds(self, asked: Sequence[int]) -> List[int]:
         """These seeds, and all others that cells of the table have runs of: none is left out of a report."""
         cells = {cell.folder for cell in self.table.cells}
-        found = {int(run['seed']) for run in runs_there(self.path)
-                 if run['name'].rsplit('-seed', 1)[0] in cells}
+        found = {int(run['seed']) for run in runs_there(self.path) if run['folder'] in cells}
         return sorted(found.union(asked))
 
     def others(self, seeds: Sequence[int]) -> List[str]:

@@ -13,7 +13,7 @@ from packaging.version import Version
 from timm_rla.common.options import parse
 from timm_rla.detection.options import train_parser as detect_train_parser
 from timm_rla.reproduce.plan import load_table
-from timm_rla.reproduce.runs import Results
+from timm_rla.reproduce.results import Results
 from timm_rla.train.options import train_parser
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from timm_rla.detection import fasterrcnn
 from timm_rla.detection.checkpoint import EXPECTED, load_detector
 from timm_rla.detection.coco import read_split
 from timm_rla.reproduce.plan import load_table
-from timm_rla.reproduce.runs import Results
+from timm_rla.reproduce.results import Results
 from timm_rla.train.folder import RunFolder
 from timm_rla.train.options import train_parser
 

@@ -9,8 +9,8 @@ import torch
 from packaging.version import Version
 
 from timm_rla.common.options import parse
+from timm_rla.reproduce.arguments import run_options
 from timm_rla.reproduce.plan import load_table, plan_runs
-from timm_rla.reproduce.runs import train_options
 from timm_rla.train.options import model_arguments
 from timm_rla.train.setup import create_network, create_optimizer
 
@@ -22,7 +22,7 @@ OLD = pytest.mark.skipif(Version(timm.__version__) < Version('1.0.27'), reason='
 def options():
     """Options of the runs with seed 3, by cell; pytest runs in the folder that holds examples/."""
     table = load_table(str(ROOT / 'examples' / 'one_change.yaml'))
-    return {run.cell.key: parse(table.task.parser(), train_options(table.task, run, 10, ['--num-classes', '10']))
+    return {run.cell.key: parse(table.task.parser(), run_options(table.task, run, 10, ['--num-classes', '10']))
             for run in plan_runs(table, [3])}
 
 

@@ -13,7 +13,7 @@ from timm_rla.common.errors import UserError
 from timm_rla.reproduce.plan import Run, load_table
 from timm_rla.reproduce.plots import plot_attentions, plot_curves, plot_differences
 from timm_rla.reproduce.report import facts, paired_interval, report_rows, title, write_figures, write_markdown
-from timm_rla.reproduce.runs import Results
+from timm_rla.reproduce.results import Results
 from timm_rla.reproduce.studies import Studied, markdown_lines, read_studies
 
 

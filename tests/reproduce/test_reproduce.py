@@ -13,7 +13,8 @@ import timm_rla_cli as cli
 from timm_rla.common.lock import exclusive
 from timm_rla.common.options import parse
 from timm_rla.reproduce.plan import Run
-from timm_rla.reproduce.runs import Results, _outcome
+from timm_rla.reproduce.results import Results
+from timm_rla.reproduce.runs import _outcome
 from timm_rla.reproduce.tasks import TASKS
 
 COMMON = ['--depth', '20', '--datasets', 'cifar10', '--only', 'rla', '--dataset', '', '--device', 'cpu', '--img-size',

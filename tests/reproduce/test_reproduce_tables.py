@@ -7,9 +7,10 @@ from helpers import small_table, write_run
 
 import timm_rla_cli as cli
 from timm_rla.common.options import parse
+from timm_rla.reproduce.arguments import run_options
 from timm_rla.reproduce.content import TABLES
 from timm_rla.reproduce.plan import Run, load_table, plan_runs
-from timm_rla.reproduce.runs import Results, train_options
+from timm_rla.reproduce.results import Results
 from timm_rla.reproduce.tasks import TASKS
 
 
@@ -21,7 +22,7 @@ def test_tables_name_models_that_exist(name):
         assert timm.is_model(cell.model)
         assert table.plain(cell).key == 'plain'
         task = table.task
-        args = parse(task.parser(), train_options(task, Run(cell, 3), None, []))
+        args = parse(task.parser(), run_options(task, Run(cell, 3), None, []))
         assert (getattr(args, task.network), args.seed) == (cell.model, 3)
         assert getattr(args, f'{task.network}_kwargs').items() >= cell.model_kwargs.items()
     assert len({run.name for run in plan_runs(table, [0, 1])}) == 2 * len(table.cells)
@@ -40,7 +41,7 @@ def test_figures_are_those_of_the_paper():
 @pytest.mark.parametrize('epochs, milestones', [(160, [81, 121]), (80, [41, 61]), (30, [16, 23])])
 def test_schedule_follows_the_length(epochs, milestones):
     task = TASKS['classification']
-    args = parse(task.parser(), train_options(task, plan_runs(small_table(), [0])[0], epochs, []))
+    args = parse(task.parser(), run_options(task, plan_runs(small_table(), [0])[0], epochs, []))
     assert args.epochs == epochs and args.decay_milestones == milestones
 
 
@@ -52,14 +53,14 @@ def test_schedule_of_detectors_follows_the_length(options, images, milestones, w
     """A quarter of the recipe; its base batch size goes on to scale what there is to the images per iteration."""
     task = TASKS['detection']
     run = plan_runs(load_table('table2-coco', [50], ['coco2017']), [0])[0]
-    args = parse(task.parser(), train_options(task, run, 22_500, options))
+    args = parse(task.parser(), run_options(task, run, 22_500, options))
     assert (args.iterations, args.milestones, args.warmup_iterations) == (22_500, milestones, warmup)
     assert task.length(args) == 22_500 * 16 / (args.batch_size * args.accumulate)
 
 
 def test_seed_and_cell_in_options():
     run = plan_runs(load_table('table1', [20], ['cifar10'], ['rla']), [3])[1]
-    options = train_options(TASKS['classification'], run, None, ['--pretrained-path', '{cell}-seed{seed}.pth.tar'])
+    options = run_options(TASKS['classification'], run, None, ['--pretrained-path', '{cell}-seed{seed}.pth.tar'])
     assert options[-2:] == ['--pretrained-path', 'rla-seed3.pth.tar']
 
 
@@ -67,7 +68,7 @@ def test_arguments_of_the_network_are_added_to_those_of_the_cell():
     """They would take their place: the networks of a column would all be the same."""
     task = TASKS['classification']
     run = plan_runs(small_table(only=['gmp']), [0])[1]
-    args = parse(task.parser(), train_options(task, run, None, ['--model-kwargs', 'hidden_dim=8']))
+    args = parse(task.parser(), run_options(task, run, None, ['--model-kwargs', 'hidden_dim=8']))
     assert args.model_kwargs == dict(context='gmp', hidden_dim=8)
 
 
@@ -110,7 +111,7 @@ def test_a_table_of_ones_own(tmp_path):
         'starts', 'Starts, depth 20', ['ResNet-20', 'Another start'])
     assert (table.cells[1].paper, table.cells[1].paper_params) == ({'error': 9.0}, 0.3)
     results = Results(tmp_path / 'out', table, 6, ['--lr', '0.2'])
-    plain, start = (vars(parse(table.task.parser(), train_options(table.task, run, 6, results.options)))
+    plain, start = (vars(parse(table.task.parser(), run_options(table.task, run, 6, results.options)))
                     for run in plan_runs(table, [4]))
     assert start == {**plain, 'model': 'rla_resnet20_cifar', 'model_kwargs': {'hidden_dim': 8}, 'amp': True,
                      'initial_checkpoint': 'start-20-4.pth.tar', 'decay_milestones': [3, 5], 'opt_betas': [0.8, 0.9],
@@ -122,7 +123,7 @@ def test_values_that_begin_with_a_minus(tmp_path):
     (tmp_path / 'starts.yaml').write_text(OWN.replace('amp: true', 'head_init_bias: -0.00001').replace(
         "'start-{depth}-{seed}.pth.tar'", "'-{seed}.pth'"))
     table = load_table(str(tmp_path / 'starts.yaml'))
-    args = parse(table.task.parser(), train_options(table.task, Run(table.cells[1], 4), 6, []))
+    args = parse(table.task.parser(), run_options(table.task, Run(table.cells[1], 4), 6, []))
     assert (args.head_init_bias, args.initial_checkpoint) == (-1e-05, '-4.pth')
 
 

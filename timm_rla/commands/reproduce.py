@@ -13,7 +13,8 @@ from ..common.options import OptionParser
 from ..reproduce.content import TABLES
 from ..reproduce.inputs import check_inputs
 from ..reproduce.plan import load_table, plan_runs, runs_there
-from ..reproduce.runs import Results, run_all, shell_commands
+from ..reproduce.results import Results
+from ..reproduce.runs import run_all, shell_commands
 
 __all__ = ['main']
 

@@ -5,8 +5,9 @@ from typing import Dict, Optional, Sequence
 from ..common.device import check_device
 from ..common.errors import UserError
 from ..common.options import parse
+from .arguments import run_options
 from .plan import Run
-from .runs import Results, train_options
+from .results import Results
 from .tasks import DATASETS
 
 __all__ = ['check_inputs']
@@ -28,7 +29,7 @@ def check_inputs(results: Results, runs: Sequence[Run], devices: Optional[Sequen
     for run in runs:
         first.setdefault(run.cell.dataset, run)
     for dataset, run in first.items():
-        args = parse(task.parser(), train_options(task, run, results.length, results.options))
+        args = parse(task.parser(), run_options(task, run, results.length, results.options))
         for device in devices or [args.device]:
             check_device(device)
         found, expected = task.classes(args), getattr(args, 'num_classes', None) or DATASETS[dataset].num_classes

@@ -17,7 +17,7 @@ from ..common.plotting import (
 )
 from .plan import Run
 from .report import Row
-from .runs import Results
+from .results import Results
 from .studies import Studied
 
 __all__ = ['plot_attentions', 'plot_curves', 'plot_differences']

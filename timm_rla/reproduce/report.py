@@ -10,8 +10,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from ..common.extras import import_extra
 from ..common.files import write_csv, writing_text
 from ..common.summary import SUMMARY, read_summary
+from .arguments import recipe_length
 from .plan import Cell, Run
-from .runs import Results, recipe_length
+from .results import Results
 from .tasks import Metric
 
 __all__ = [

@@ -5,14 +5,14 @@ import reprlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from ..common.errors import UserError, blame
 from ..common.summary import read_summary
 from ..common.trained import is_number
 from .plan import Cell, Run
 from .report import Row, format_interval, paired_interval
-from .runs import Results
+from .results import Results
 
 __all__ = ['Studied', 'markdown_lines', 'read_studies']
 
@@ -32,10 +32,9 @@ class Studied:
         """Percentage points of top-1 error that go with attention held; `kind` is 'means' or 'class_means'."""
         return [0. - study[kind]['difference'] for study in self.studies]
 
-    def intervals(self, kind: str) -> List[Optional[Tuple[float, float]]]:
-        """Of the same, over the images of validation; None where there is one image."""
-        ends = [study[kind]['interval'] for study in self.studies]
-        return [pair and (0. - pair[1], 0. - pair[0]) for pair in ends]
+    def intervals(self, kind: str) -> List[Tuple[float, float]]:
+        """Of the same, over the images of validation."""
+        return [(0. - upper, 0. - lower) for lower, upper in (study[kind]['interval'] for study in self.studies)]
 
     def blocks(self) -> List[str]:
         return list(self.studies[0]['blocks'])
@@ -88,7 +87,7 @@ def _read_study(path: Path) -> Dict[str, Any]:
         blocks = study['blocks']
         numbers = {}
         for kind in ('means', 'class_means'):
-            lower, upper = study[kind]['interval'] or (0., 0.)  # none of a single image
+            lower, upper = study[kind]['interval']
             numbers.update({f'difference of {kind}': study[kind]['difference'],
                             f'lower end of {kind}': lower, f'upper end of {kind}': upper})
         for block, spreads in blocks.items():
@@ -134,8 +133,7 @@ def markdown_lines(studied: Sequence[Studied]) -> List[str]:
         for index, seed in enumerate(entry.seeds):
             cells = [entry.cell.name, str(seed)]
             for kind in kinds:
-                interval = entry.intervals(kind)[index]
-                cells += [f'{entry.gains(kind)[index]:+.2f}', format_interval(interval) if interval else '']
+                cells += [f'{entry.gains(kind)[index]:+.2f}', format_interval(entry.intervals(kind)[index])]
             lines.append(f'| {" | ".join(cells)} |')
         if len(entry.seeds) > 1:
             cells = [entry.cell.name, 'mean', *(text for kind in kinds for text in _change(entry.gains(kind)))]

@@ -85,7 +85,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     if name not in COMMANDS:
         print(f'timm-rla: error: {name}: no such command; {_suggestion(name)}', file=sys.stderr)
         return 2
-    from timm_rla.common.errors import UserError
+    try:
+        from timm_rla.common.errors import UserError
+    except ValueError as e:  # of an environment variable
+        print(f'timm-rla: error: {e}', file=sys.stderr)
+        return 2
     from timm_rla.common.log import setup_logging
     from timm_rla.common.ranks import failed_elsewhere, is_first_to_say, where
     from timm_rla.common.stopping import Stopped

@@ -1,5 +1,6 @@
 """The command line: bad input is one line with the bad value, exit code 2, and leaves nothing behind."""
 import multiprocessing
+import os
 import subprocess
 import sys
 
@@ -281,6 +282,14 @@ def test_help_does_without_torch(argument, code):
              'print([m for m in sys.modules if m in ("torch", "timm", "timm_rla", "numpy")]); sys.exit(code)'
     run = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert run.returncode == code and run.stdout.splitlines()[-1] == '[]'
+
+
+def test_environment_variable_that_is_wrong():
+    script = 'import sys, timm_rla_cli; sys.exit(timm_rla_cli.main(["list"]))'
+    run = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True,
+                         env={**os.environ, 'TIMM_RLA_FUSED': 'On', 'TIMM_RLA_AUTOLOAD': '0'})
+    assert run.returncode == 2
+    assert run.stderr.strip() == "timm-rla: error: TIMM_RLA_FUSED must be one of off, on, triton, not 'On'"
 
 
 @pytest.mark.parametrize('command', sorted(cli.COMMANDS))

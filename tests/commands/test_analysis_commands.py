@@ -182,6 +182,12 @@ def test_grey_networks(image_folder, pictures, tmp_path, capsys):
                              *prefetcher]) == 0
 
 
+def test_two_channels(pictures, tmp_path):
+    assert cli.main(['gradcam', str(pictures / 'a.png'), '--model', 'rla_resnet20_cifar', '--in-chans', '2', *CPU,
+                     '--output', str(tmp_path / 'g.png')]) == 0
+    assert (tmp_path / 'g.png').is_file()
+
+
 @pytest.mark.parametrize('sheet', [False, True])
 def test_other_images_are_done_where_one_cannot_be_read(trained, pictures, fails, tmp_path, sheet):
     (tmp_path / 'nothing').mkdir()

@@ -84,6 +84,7 @@ def test_other_images_are_done_where_one_cannot_be_read(predict, image_folder, t
     (['--topk', '0'], '--topk 0'),
     (['--csv', '.'], 'is a folder'),
     (['--tokp', '3'], 'did you mean --topk'),
+    (['--model-kwargs', 'layers=(1,0,0)'], 'division by zero'),
     (['--use-ema'], 'last.pth.tar holds no EMA weights'),
     (['--crop-border-pixels', '4'], '--crop-border-pixels 4: leaves nothing of an image of 8 x 8'),
     (['--mean', '0', '0'], '--mean 0.0 0.0: 2 numbers for 3 channels'),

@@ -55,6 +55,31 @@ def test_webdataset(tmp_path, capsys, broken, words, workers):
     assert all(word in error for word in words) and (not broken or 'cannot read image' in error), error
 
 
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_what_a_shuffled_stream_cannot_promise_is_said(tmp_path, caplog, workers):
+    pytest.importorskip('webdataset', reason='needs pip install webdataset')
+    write_shards(tmp_path, '')
+    for epochs in ('1', '2'):
+        assert 'shuffle in their workers' not in caplog.text
+        assert cli.main([*TRAIN, '--dataset', 'wds/', '--data-dir', str(tmp_path), '--workers', workers, '--epochs',
+                         epochs, '--output', str(tmp_path / 'out'), '--experiment', 'run', '--resume', 'auto']) == 0
+    assert 'shuffle in their workers, anew from here on' in caplog.text
+
+
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_labels_that_are_no_classes(tmp_path, capsys, workers):
+    """Nothing but the labels themselves says how many classes a stream has."""
+    pytest.importorskip('webdataset', reason='needs pip install webdataset')
+    write_shards(tmp_path, '')
+    options = ['--dataset', 'wds/', '--data-dir', str(tmp_path), '--workers', workers, '--num-classes', '1']
+    assert cli.main([*TRAIN, *options, '--output', str(tmp_path / 'out')]) == 2
+    words = 'image of the stream: its label is 1, the network has classes 0 to 0'
+    assert words in capsys.readouterr().err
+    assert cli.main(['validate', '--model', 'rla_resnet20_cifar', '--input-size', '3', '8', '8', '--device', 'cpu',
+                     *options]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_16_bits_in_a_webdataset(tmp_path, monkeypatch):
     pytest.importorskip('webdataset', reason='needs pip install webdataset')
     buffer = io.BytesIO()

@@ -109,6 +109,23 @@ def test_zero_init_last(name, zero_by_default, zero_init_last):
     assert last_norm.weight.unique().tolist() == [0. if zero else 1.]
 
 
+@pytest.mark.parametrize('name, plain', [
+    ('rla_resnet18', 'resnet18'), ('rla_resnet20_cifar', 'resnet20_cifar'),
+    ('rla_seresnet20_cifar', 'seresnet20_cifar'),
+])
+def test_weights_begin_anew_as_those_of_the_plain_network(name, plain):
+    """With the last norms at zero where they are there."""
+    networks = [timm.create_model(each) for each in (name, plain)]
+    for network in networks:
+        for parameter in network.parameters():
+            nn.init.constant_(parameter, 7.)
+        network.init_weights()
+    assert not any((parameter == 7).any() for parameter in networks[0].parameters())
+    zero, expected = ({name for name, parameter in network.named_parameters()
+                       if name.endswith('.bn2.weight') and not parameter.any()} for network in networks)
+    assert zero == expected and bool(zero) == (plain == 'resnet18')
+
+
 @pytest.mark.parametrize('widths, context_dim', [
     ([64] * 2 + [128] * 2 + [256] * 2 + [512] * 2, 256),  # depth 18, the upper median of a tie
     ([64] * 3 + [128] * 4 + [256] * 6 + [512] * 3, 256),  # depth 34
@@ -392,6 +409,13 @@ def test_only_cifar_stages_that_halve_the_image_have_a_shortcut_module(name):
 def test_bad_value(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model(name, device='meta', **kwargs)
+
+
+@pytest.mark.parametrize('name', ['rla_resnet20_cifar', 'resnet20_cifar'])
+@pytest.mark.parametrize('channels', [(15, 32, 64), (0, 32, 64)])
+def test_odd_first_width(name, channels):
+    with pytest.raises(AssertionError, match=f'must begin with an even number, not {channels[0]}'):
+        timm.create_model(name, device='meta', channels=channels)
 
 
 @pytest.mark.parametrize('name', ['rla_resnet18', 'rla_resnet50', 'rla_resnet20_cifar', 'resnet20_cifar'])

@@ -20,6 +20,7 @@ from timm_rla.train import folder as run_folder
 from timm_rla.train.checkpoints import Checkpoints
 from timm_rla.train.data import create_loaders, open_splits
 from timm_rla.train.epoch import Trainer
+from timm_rla.train.folder import RunFolder
 from timm_rla.train.options import data_spec, split_spec, train_parser
 
 LOOKAHEAD = '' if timm.__version__ == '1.0.21' else 'lookahead_'  # there it fails with second derivatives
@@ -157,6 +158,69 @@ def test_going_back_is_bit_for_bit_the_same(image_folder, tmp_path, whole_runs):
             train(image_folder, tmp_path, *options, '--resume', str(run / 'checkpoint-0.pth.tar'))
     assert {path.name for path in run.glob('resume-*')} == {f'resume-{epoch}-0.pth' for epoch in range(KILLED_EPOCH)}
     assert_same_run(train(image_folder, tmp_path, *options, '--resume', 'auto'), whole_runs('plateau'))
+
+
+def test_copies_of_the_user_stay_when_a_run_goes_back(image_folder, tmp_path, whole_runs):
+    run = shutil.copytree(whole_runs('plateau'), tmp_path / 'run')
+    names = ['checkpoint-3-good.pth.tar', 'checkpoint-3.backup.pth.tar', 'recovery-3-20-keep.pth.tar',
+             'resume-3-0-keep-0.pth']
+    for name in names:
+        shutil.copy(run / 'checkpoint-3.pth.tar', run / name)
+    train(image_folder, tmp_path, '--epochs', '3', *RECIPES['plateau'], '--resume', str(run / 'checkpoint-1.pth.tar'))
+    assert not (run / 'checkpoint-3.pth.tar').exists()
+    assert all((run / name).is_file() for name in names)
+
+
+def test_what_lies_within_a_later_epoch_goes_before_an_earlier_checkpoint_is_the_last(tmp_path, monkeypatch):
+    """A process that is killed between the two would else go on with the line that was left."""
+    for epoch in range(3):
+        folder = RunFolder(tmp_path)
+        folder.open(Checkpoints(tmp_path, 9), '', 'loss')
+        folder.save_state(epoch, {})
+        folder.save_epoch(epoch, dict(loss=1.), None, 0.1, dict(state_dict={}))
+    folder.save_recovery_state(3, 20, dict(position=dict(batches=20)))
+    recovery = folder.save_recovery(3, 20, dict(state_dict={}))
+    assert folder.find_checkpoint('auto') == recovery
+
+    def killed(*args):
+        raise Killed
+
+    monkeypatch.setattr(Checkpoints, 'restore', killed)
+    with pytest.raises(Killed):
+        folder.go_on(tmp_path / 'checkpoint-0.pth.tar', 1)
+    found = folder.find_checkpoint('auto')
+    assert found.name == 'last.pth.tar' and load(found)['epoch'] == 0
+
+
+@pytest.mark.parametrize('schedule', [
+    ['--sched', 'cosine', '--warmup-epochs', '0'], ['--sched', 'plateau', '--patience-epochs', '0'],
+    ['--sched', 'cosine', '--warmup-epochs', '2', '--sched-on-updates'],
+])
+def test_a_run_that_begins_at_epoch_0_begins_with_the_rates_of_its_schedule(image_folder, tmp_path, schedule):
+    """Whatever rate the checkpoint had come to whose weights it takes."""
+    options = ['--epochs', '3', '--workers', '0', *schedule]
+    first = read_summary(train(image_folder, tmp_path, *options))
+    trained = str(tmp_path / 'run' / 'last.pth.tar')
+    again = read_summary(train(
+        image_folder, tmp_path / 'again', *options, '--resume', trained, '--start-epoch', '0'))
+    assert again[0]['lr'] == first[0]['lr'] and len(again) == 3
+
+
+def test_another_number_of_workers_is_said(image_folder, tmp_path, caplog):
+    options = ['--batch-size', '8', '--resume', 'auto']
+    train(image_folder, tmp_path, '--epochs', '1', '--workers', '1', *options)
+    train(image_folder, tmp_path, '--epochs', '2', '--workers', '1', *options)
+    assert '--workers' not in caplog.text
+    train(image_folder, tmp_path, '--epochs', '3', '--workers', '0', *options)
+    assert '--workers 0: 1 before; images are augmented with other random numbers' in caplog.text
+
+
+def test_a_batch_that_the_network_cannot_take(image_folder, tmp_path, capsys):
+    """Of one image without a neighbour: batch norm has nothing to normalise over."""
+    options = [*TINY_RUN, '--model', 'rla_resnet18', '--model-kwargs', 'layers=(1,1,1,1)', '--data-dir',
+               str(image_folder), '--output', str(tmp_path), '--workers', '0', '--batch-size', '1', '--img-size', '32']
+    assert cli.main(['train', *options]) == 2
+    assert 'images [1, 3, 32, 32] on cpu: Expected more than 1 value per channel' in capsys.readouterr().err
 
 
 def test_resume_refuses_to_write_over_a_run(image_folder, tmp_path, capsys):

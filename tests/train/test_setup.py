@@ -80,6 +80,9 @@ def test_initial_checkpoint_of_another_network(tmp_path):
     (['--model', 'resnet18', '--model-kwargs', "block_args={'foo':1}"], '--model-kwargs foo: no such argument of'),
     (['--model', 'resnet18', '--model-kwargs', 'blokc=1'], '--model-kwargs blokc: no such argument of resnet18'),
     (['--head-init-bias', 'nan'], '--head-init-bias nan: must be'),
+    (['--model', 'dla46_c', '--model-kwargs', '--grad-checkpointing'], '--grad-checkpointing: dla46_c'),
+    (['--model', 'deit_tiny_distilled_patch16_224', '--model-kwargs', '--head-init-scale', '0.1'],
+     '--head-init-scale: deit_tiny'),
 ])
 def test_options_that_do_not_go_together(image_folder, tmp_path, capsys, options, words):
     common = [*TINY_RUN, '--data-dir', str(image_folder), '--workers', '0', '--output', str(tmp_path / 'out')]

@@ -50,7 +50,7 @@ def measure_attention(
     progress = Progress('Attention', len(loader), log_interval, 0, placement.primary)
     with torch.inference_mode(), record_attention(model) as attention, progress:
         for images, target, own in batches_on_device(loader, placement):
-            with placement.autocast():
+            with placement.blame(images), placement.autocast():
                 model(images)
             target = target[:own]
             if own and not 0 <= target.min() <= target.max() < num_classes:

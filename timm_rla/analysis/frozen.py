@@ -205,7 +205,7 @@ def correct_predictions(
         for images, target, own in batches_on_device(loader, placement):
             for name, values in (held or {}).items():
                 current[name] = values[target.cpu()] if len(values) > 1 else values
-            with placement.autocast():
+            with placement.blame(images), placement.autocast():
                 right = model(images).argmax(1) == target
             correct.append(right[:own].cpu())
             progress.update(len(images) * placement.world_size)

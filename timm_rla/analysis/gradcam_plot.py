@@ -40,7 +40,7 @@ def overlay(image: torch.Tensor, activation: torch.Tensor, size: int = 128) -> n
     """A class activation map, scaled by its maximum, over the image in grey; where it is the same everywhere, at zero.
 
     Args:
-        image: [3, H, W] or [1, H, W] in [0, 1].
+        image: [in_chans, H, W] in [0, 1].
         activation: [h, w]; negative values are nothing.
         size: Smallest height and width of the result.
 
@@ -138,7 +138,8 @@ class _Page:
     def _draw_network(self, network: NetworkMaps, y: float) -> None:
         self._text(self.left + MARGIN, y, plain_label(network.name, 110), fontsize='small')
         y += NETWORK
-        self._draw_image(self._column(0), y, network.image.permute(1, 2, 0).squeeze(2).numpy(), 'input')
+        image = network.image if len(network.image) in (1, 3, 4) else network.image.mean(0, keepdim=True)
+        self._draw_image(self._column(0), y, image.permute(1, 2, 0).squeeze(2).numpy(), 'input')
         highest = _highest(network.attention)
         for index, (layer, activation) in enumerate(network.maps.items()):
             line, column = divmod(index, self.columns)

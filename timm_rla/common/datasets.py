@@ -13,7 +13,7 @@ from .strict_datasets import StrictImageDataset, StrictImageStream, StrictTorchD
 
 __all__ = [
     'DataSource', 'check_same_classes', 'class_indices', 'describe_dataset', 'image_mode', 'label_names',
-    'open_dataset',
+    'open_dataset', 'shuffles_in_workers',
 ]
 
 TYPES = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # of timm's datasets
@@ -110,11 +110,12 @@ def open_dataset(
         if indices != class_indices(dataset):
             dataset = create(indices)
     if type(dataset) is ImageDataset:
-        dataset = StrictImageDataset(source.data_dir, reader=dataset.reader, input_img_mode=dataset.input_img_mode)
+        dataset = StrictImageDataset(dataset, source.data_dir, num_classes)
     elif source.dataset.lower().startswith('torch/'):
-        dataset = StrictTorchDataset(dataset, image_mode(in_chans, source.input_img_mode), source.option)
+        dataset = StrictTorchDataset(
+            dataset, image_mode(in_chans, source.input_img_mode), source.option, num_classes)
     elif type(dataset) is IterableImageDataset:
-        dataset = StrictImageStream(source.data_dir, reader=dataset.reader)
+        dataset = StrictImageStream(dataset, source.data_dir, num_classes)
     indices = class_indices(dataset)
     if '' in indices:  # timm's name for the class of images that lie in no folder of a class
         raise UserError(f'{source.option}: images outside of the folders of classes, in {dataset.reader.root}')
@@ -220,6 +221,11 @@ def check_same_classes(train: Any, evaluation: Any) -> None:
 
 
 # What was found ----------------------------------------------------------------------------------------------------
+
+def shuffles_in_workers(dataset: Any) -> bool:
+    """True for a stream whose samples come in an order that the workers draw and nobody else knows."""
+    return type(getattr(dataset, 'reader', None)).__name__ in ('ReaderWds', 'ReaderTfds')
+
 
 def describe_dataset(dataset: Any, split: str, num_samples: Optional[int] = None) -> str:
     """One line: images and classes of a split, and what of an image folder was left out and why.

@@ -49,6 +49,17 @@ class Placement:
         """Context of the forward pass."""
         return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()
 
+    def blame(self, images: torch.Tensor) -> AbstractContextManager:
+        """Context in which what a network raises for images that it cannot take, or for lack of memory, is a UserError.
+
+        Args:
+            images: [B, in_chans, H, W]
+        """
+        # Among several processes a RuntimeError may say that another one has failed, and why is said there
+        errors = (torch.cuda.OutOfMemoryError,) if self.distributed else (RuntimeError,)
+        subject = f'images {list(images.shape)} on {self.device}'
+        return blame(subject, AssertionError, IndexError, MemoryError, ValueError, *errors)
+
     def gather(self, items: List[Any]) -> List[Any]:
         """Items of all processes, in the order of their ranks; the same list in each process."""
         if not self.distributed:

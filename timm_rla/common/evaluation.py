@@ -76,7 +76,7 @@ def evaluate(
     model.eval()
     with torch.inference_mode(), Progress(label, len(loader), log_interval, 0, placement.primary) as progress:
         for images, target, own in batches_on_device(loader, placement):
-            with placement.autocast():
+            with placement.blame(images), placement.autocast():
                 output = model(images)
                 loss = loss_fn(output, target)
             count = len(images)

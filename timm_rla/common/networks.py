@@ -25,7 +25,8 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 # What timm and its layers raise for arguments that they reject, and what loading pretrained weights raises
-_BUILD_ERRORS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_BUILD_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 # Arguments of timm.create_model that say what is loaded, or make no classifier

@@ -1,4 +1,8 @@
-"""timm's and torchvision's datasets, where an image that cannot be read is an error that names it."""
+"""timm's and torchvision's datasets, where an image that cannot be read is an error that names it.
+
+So is a label that is no class of the network, which on a GPU would end the process without a word about it.
+"""
+import numbers
 from typing import Any, Callable, Iterator, Optional, Tuple
 
 from PIL import Image, UnidentifiedImageError
@@ -13,7 +17,17 @@ __all__ = ['StrictImageDataset', 'StrictImageStream', 'StrictTorchDataset']
 
 
 class StrictImageDataset(ImageDataset):
-    """timm's ImageDataset, where an image that cannot be read is an error that names it, not one that is skipped."""
+    """timm's ImageDataset, where an image that cannot be read is an error that names it, not one that is skipped.
+
+    Args:
+        dataset: timm's, without a transform.
+        root: Its folder.
+        num_classes: Classes of the network, not checked if None.
+    """
+
+    def __init__(self, dataset: ImageDataset, root: Optional[str], num_classes: Optional[int] = None):
+        super().__init__(root, reader=dataset.reader, input_img_mode=dataset.input_img_mode)
+        self.num_classes = num_classes
 
     def __getitem__(self, index: int) -> Tuple[Any, Any]:
         try:
@@ -28,8 +42,10 @@ class StrictImageDataset(ImageDataset):
             image = transformed(self.transform, image, f'image {self._name(index)}')
         if target is None:
             target = -1
-        elif self.target_transform is not None:
-            target = self.target_transform(target)
+        else:
+            _check_label(target, self.num_classes, lambda: self._name(index))
+            if self.target_transform is not None:
+                target = self.target_transform(target)
         return image, target
 
     def _name(self, index: int) -> str:
@@ -45,19 +61,26 @@ class StrictImageStream(IterableImageDataset):
     """timm's IterableImageDataset, where a sample that cannot be read is an error that names it.
 
     Readers of files hand on the images as they are, to be converted here; that of TFDS has arrays, not files.
+
+    Args:
+        dataset: timm's, without a transform.
+        root: Its folder.
+        num_classes: Classes of the network, not checked if None.
     """
 
-    def __init__(self, root: Optional[str], reader: Any):
-        super().__init__(root, reader=reader)
+    def __init__(self, dataset: IterableImageDataset, root: Optional[str], num_classes: Optional[int] = None):
+        super().__init__(root, reader=dataset.reader)
+        self.num_classes = num_classes
         self.mode = None
-        if type(reader).__name__ in ('ReaderWds', 'ReaderHfids'):
-            self.mode, reader.input_img_mode = reader.input_img_mode, None
+        if type(self.reader).__name__ in ('ReaderWds', 'ReaderHfids'):
+            self.mode, self.reader.input_img_mode = self.reader.input_img_mode, None
 
     def __iter__(self) -> Iterator[Tuple[Any, Any]]:
         if type(self.reader).__name__ == 'ReaderWds':  # in each worker anew
             report_webdataset_errors(_cannot_read)
         try:
             for image, target in self.reader:
+                _check_label(target, self.num_classes, lambda: 'of the stream')
                 image = eight_bits(image).convert(self.mode) if self.mode else image
                 image = self.transform(image) if self.transform is not None else image
                 yield image, self.target_transform(target) if self.target_transform is not None else target
@@ -74,12 +97,14 @@ class StrictTorchDataset(Dataset):
         dataset: torchvision's, without a transform.
         mode: Mode of Pillow that images are converted to.
         option: What names it, for messages.
+        num_classes: Classes of the network, not checked if None.
     """
 
-    def __init__(self, dataset: Any, mode: str, option: str):
+    def __init__(self, dataset: Any, mode: str, option: str, num_classes: Optional[int] = None):
         self.dataset = dataset
         self.mode = mode
         self.option = option
+        self.num_classes = num_classes
         self.transform: Optional[Callable[[Any], Any]] = None
         self.class_to_idx = getattr(dataset, 'class_to_idx', None)
 
@@ -96,7 +121,13 @@ class StrictTorchDataset(Dataset):
             image = image if image.mode == self.mode else image.convert(self.mode)
         except Exception as e:  # torchvision and PIL raise whatever a damaged file leads them to
             _cannot_read(name, e)
+        _check_label(target, self.num_classes, lambda: name)
         return image if self.transform is None else transformed(self.transform, image, f'image {name}'), target
+
+
+def _check_label(label: Any, num_classes: Optional[int], name: Callable[[], str]) -> None:
+    if num_classes and isinstance(label, numbers.Integral) and not 0 <= label < num_classes:
+        raise UserError(f'image {name()}: its label is {label}, the network has classes 0 to {num_classes - 1}')
 
 
 def _cannot_read(name: str, error: Exception) -> None:

@@ -59,6 +59,7 @@ class CifarResNet(ResNet):
             **kwargs,
     ):
         assert output_stride in (2, 4), f'output_stride must be 2 or 4, not {output_stride}'
+        assert channels[0] >= 2 and channels[0] % 2 == 0, f'channels must begin with an even number, not {channels[0]}'
         dd = dict(device=device, dtype=dtype)
         block_args = dict(block_args or {})
         if attn_layer is not None:

@@ -109,17 +109,18 @@ class RecurrentLayerAttention(nn.Module):
                 module.reparameterize = Folder(self)
 
     @torch.jit.ignore
-    def init_weights(self, zero_init_last: bool = True) -> None:
+    def init_weights(self, **kwargs: Any) -> None:
         """Initialize model weights; anew also those that timm leaves to the layers' own initialisation.
 
         Args:
-            zero_init_last: Zero-initialize the last norm in each residual branch; every context is zero then.
+            **kwargs: Those of the network without layer attention. With `zero_init_last` the last norm in each residual
+                branch is zero-initialized; every context is zero then.
         """
         if hasattr(self, 'lstm'):  # not under construction, but for instance after to_empty()
             for module in self.modules():
                 if hasattr(module, 'reset_parameters'):
                     module.reset_parameters()
-        super().init_weights(zero_init_last=zero_init_last)
+        super().init_weights(**kwargs)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, str]:

@@ -158,5 +158,6 @@ def find_last(folder: Path) -> Optional[Path]:
 
 
 def _epoch_of(path: Path) -> int:
-    number = re.search(r'checkpoint-(\d+)', path.name)
+    """Epoch of a file `checkpoint-EPOCH.pth.tar`; -1 of other files, such as the user's own copies."""
+    number = re.fullmatch(r'checkpoint-(\d+)\.pth\.tar', path.name)
     return int(number[1]) if number else -1

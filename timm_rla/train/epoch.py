@@ -55,7 +55,7 @@ class Trainer:
             The mean loss of the epoch over all processes, as `loss`.
 
         Raises:
-            UserError: The loss is not finite.
+            UserError: The loss is not finite, or the network cannot take the images.
             Stopped: The run was asked to stop.
         """
         self.model.train()
@@ -112,7 +112,7 @@ class Trainer:
         if self.mixup is not None:
             images, target = self.mixup(images, target)
         waits = self.placement.distributed and not ends_group
-        with self.model.no_sync() if waits else nullcontext():
+        with self.placement.blame(images), self.model.no_sync() if waits else nullcontext():
             with self.placement.autocast():
                 loss = self.loss_fn(self.model(images), target)
             value = loss.item()

@@ -178,19 +178,19 @@ class RunFolder:
     def go_on(self, checkpoint: Path, start_epoch: int, batches: int = 0) -> None:
         """Bring the folder of a run that was killed at any point into the state right after one of its checkpoints.
 
-        What is of later epochs goes, so that no file says of its weights what is not so. This may be killed, too: it
-        begins with the checkpoint that the next one goes on from.
+        What is of later epochs goes, so that no file says of its weights what is not so. This may be killed, too: the
+        next one goes on from the newest checkpoint that is left, or from this one.
 
         Args:
             checkpoint: In this folder.
             start_epoch: Epoch that the run goes on with.
             batches: Of this epoch, which the checkpoint has behind it.
         """
-        if not batches and position_of(checkpoint) is None:
-            self.checkpoints.take_as_last(checkpoint)
-        for path in filter(position_of, self.path.glob('recovery-*.pth*')):
+        for path in filter(position_of, self.path.glob('recovery-*.pth*')):  # which would be taken before `last`
             if position_of(path) not in ((start_epoch, batches), position_of(checkpoint)):
                 path.unlink(missing_ok=True)
+        if not batches and position_of(checkpoint) is None:
+            self.checkpoints.take_as_last(checkpoint)
         for path in self.path.glob('resume-*.pth'):
             if state_epoch(path) >= start_epoch:
                 path.unlink(missing_ok=True)

@@ -60,6 +60,7 @@ class RngTracker:
 
     def __init__(self, loader: Any, states: Optional[List[Any]] = None):
         loader = loader if isinstance(loader, DataLoader) else loader.loader
+        self.workers = loader.num_workers
         self.collate_fn = loader.collate_fn
         self.worker_init_fn = loader.worker_init_fn
         self.initial_states = states if any(state is not None for state in states or []) else None

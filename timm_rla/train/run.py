@@ -13,7 +13,7 @@ from timm import utils
 from timm.layers import convert_sync_batchnorm
 from timm.models import get_pretrained_cfg, safe_model_name
 
-from ..common.datasets import describe_dataset
+from ..common.datasets import describe_dataset, shuffles_in_workers
 from ..common.device import Placement
 from ..common.errors import UserError, blame
 from ..common.extras import import_modules
@@ -81,16 +81,16 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> Path:
     counted = args.num_classes is None
     if counted:
         args.num_classes = splits.num_classes
+    told = args.num_classes is not None
     args.label_names = splits.label_names  # for who reads the checkpoints; timm's scripts pass over it
     if place.primary:
         _describe_splits(splits, args, counted)
     model = create_network(
         args.model, args.model_kwargs, model_arguments(args), args.pretrained_path, args.initial_checkpoint,
         args.head_init_scale, args.head_init_bias, args.grad_checkpointing)
-    if args.num_classes is None:
-        args.num_classes = model.num_classes
+    args.num_classes = args.num_classes if told else model.num_classes
     data_config = input_spec(args).resolve(model, verbose=place.primary)
-    if data_config['input_size'][0] != in_chans:  # of a model from the Hub: nothing said so before it was there
+    if not told or data_config['input_size'][0] != in_chans:  # nothing said so before the model was there
         splits = open_splits(split_spec(args), data_config['input_size'][0], args.num_classes)
     vars(args).update(_saved_options(args.model, args.model_kwargs, model, data_config))
     folder = RunFolder(
@@ -136,6 +136,8 @@ def _train_in(
             with blame(str(folder.path), OSError):
                 folder.go_on(checkpoint, run.start_epoch, run.position.batches)
         _announce(run, folder.path, checkpoint, args.resume, args.lr, 0 if args.warmup_prefix else args.warmup_epochs)
+        if run.state:
+            _warn_of_other_images(data, len(run.state.get('train_workers', [])))
     stop.remember()
     run_epochs(run, data, folder, stop, scalar_logs)
 
@@ -243,7 +245,11 @@ def _prepare(
     if place.autocast_dtype is torch.float16 and place.device.type == 'cuda':
         loss_scaler = utils.NativeScaler(device=place.device.type)
 
+    rates = [group['lr'] for group in optimizer.param_groups]  # that the schedule begins with
     start_epoch, state, model_ema = restore_weights(args, model, optimizer, loss_scaler, checkpoint, folder, place)
+    if start_epoch == 0 and 'position' not in state:  # else it is stepped to where it goes on
+        for group, rate in zip(optimizer.param_groups, rates):
+            group['lr'] = rate
 
     model = compile_model(model, args.torchcompile, args.torchcompile_mode)
     eval_models = {'': model}
@@ -255,6 +261,21 @@ def _prepare(
     intervals = Intervals(args.log_interval, args.recovery_interval, args.val_interval, args.mixup_off_epoch)
     return Run(trainer, eval_models, metric, start_epoch, num_epochs, updates_per_epoch, intervals, args.dist_bn,
                dict(arch=args.model, args=args), state)
+
+
+def _warn_of_other_images(data: TrainData, workers: int) -> None:
+    """Say why a run sees other images from here on than if it had not been interrupted.
+
+    Args:
+        data: Of the run.
+        workers: How many loaded its training images before.
+    """
+    if data.train_rng is not None and data.train_rng.workers != workers:
+        _logger.warning(f'--workers {data.train_rng.workers}: {workers} before; images are augmented with other random '
+                        'numbers from here on than if the run had not been interrupted')
+    if shuffles_in_workers(data.train_loader.dataset):
+        _logger.warning('WebDataset and TFDS shuffle in their workers, anew from here on; samples come in another '
+                        'order than if the run had not been interrupted, and some of this epoch twice or not at all')
 
 
 def _announce(

@@ -71,12 +71,15 @@ def create_network(
                      filter_fn=checkpoint_filter_fn if attends else None)
     with torch.no_grad():
         if head_init_scale is not None:
-            model.get_classifier().weight.mul_(head_init_scale)
-            model.get_classifier().bias.mul_(head_init_scale)
+            with blame(f'--head-init-scale: {name}', AttributeError):  # a network without one linear classifier
+                model.get_classifier().weight.mul_(head_init_scale)
+                model.get_classifier().bias.mul_(head_init_scale)
         if head_init_bias is not None:
-            model.get_classifier().bias.fill_(head_init_bias)
+            with blame(f'--head-init-bias: {name}', AttributeError):
+                model.get_classifier().bias.fill_(head_init_bias)
     if grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
+        with blame(f'--grad-checkpointing: {name}', AssertionError, AttributeError):  # one that cannot
+            model.set_grad_checkpointing(enable=True)
     return model
 
 

@@ -36,7 +36,7 @@ def recovery_state_path(run_dir: Path, epoch: int, batches: int, rank: int) -> P
 
 def position_of(path: Path) -> Optional[Tuple[int, int]]:
     """Epoch and batches of a file that is kept within an epoch; None of other files."""
-    numbers = re.match(r'recovery-(\d+)-(\d+)[-.]', path.name)
+    numbers = re.fullmatch(r'recovery-(\d+)-(\d+)(\.pth\.tar|-\d+\.pth)', path.name)
     return (int(numbers[1]), int(numbers[2])) if numbers else None
 
 
@@ -55,7 +55,7 @@ def position_in(content: Dict[str, Any], path: Path) -> Tuple[int, int]:
 
 def state_epoch(path: Path) -> int:
     """Epoch of a file `resume-EPOCH-RANK.pth`; -1 of other files."""
-    number = re.match(r'resume-(\d+)-', path.name)
+    number = re.fullmatch(r'resume-(\d+)-\d+\.pth', path.name)
     return int(number[1]) if number else -1
 
 

@@ -12,5 +12,5 @@ from timm_rla.detection import Detection, DetectionData, Schedule, fasterrcnn, r
 train, val = read_folder(sys.argv[1])
 model = fasterrcnn('rla_resnet50', num_classes=len(train.names) + 1, pretrained=True)
 module = Detection(model, train, Schedule(iterations=3000, lr=0.005, warmup_iterations=500))
-pl.Trainer(max_steps=3000).fit(module, DetectionData(train, val, batch_size=2))
+pl.Trainer(max_steps=3000, use_distributed_sampler=False).fit(module, DetectionData(train, val, batch_size=2))
 print(f'mAP@[.5,.95] {module.numbers["map"]:.3f}')

@@ -115,19 +115,120 @@ def test_going_on_with_averages_and_accumulation(data, tmp_path, monkeypatch):
     assert any(not torch.equal(raw[key], averaged[key]) for key in averaged)
 
 
-@pytest.mark.long
-def test_two_processes(data, tmp_path):
-    """The evaluation counts each image once: it equals that of the checkpoint in one process."""
+def in_two_processes(*arguments):
     subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'timm_rla',
-         *TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'two', '--iterations', '2'],
-        check=True, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=300)
+         *arguments], check=True, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=300)
+
+
+@pytest.mark.long
+def test_two_processes(data, tmp_path):
+    """The evaluation counts each image once, also where one process has more: it equals that of one process."""
+    seven = shutil.copytree(data, tmp_path / 'seven')
+    content = json.loads((data / 'annotations' / 'val.json').read_text())
+    (seven / 'annotations' / 'val.json').write_text(json.dumps(dict(content, images=content['images'][:7], annotations=[
+        entry for entry in content['annotations'] if entry['image_id'] != content['images'][7]['id']])))
+    in_two_processes(*TRAIN, '--data-dir', str(seven), '--output', str(tmp_path), '--experiment', 'two',
+                     '--iterations', '2')
     *_, row = csv.DictReader((tmp_path / 'two' / 'summary.csv').read_text().splitlines())
-    assert cli.main(['detect', 'eval', '--checkpoint', str(tmp_path / 'two' / 'checkpoint-2.ckpt'), '--data-dir',
-                     str(data), '--workers', '0', '--json', str(tmp_path / 'n.json'), '--device', 'cpu']) == 0
+    command = ['detect', 'eval', '--checkpoint', str(tmp_path / 'two' / 'checkpoint-2.ckpt'), '--data-dir', str(seven),
+               '--workers', '0', '--device', 'cpu', '--box-score-thresh', '0']
+    in_two_processes(*command, '--json', str(tmp_path / 'n2.json'), '--results', str(tmp_path / 'r2.json'))
+    assert cli.main([*command, '--json', str(tmp_path / 'n1.json'), '--results', str(tmp_path / 'r1.json')]) == 0
+    numbers = json.loads((tmp_path / 'n1.json').read_text())
+    assert json.loads((tmp_path / 'n2.json').read_text()) == numbers
+    results = json.loads((tmp_path / 'r1.json').read_text())
+    assert json.loads((tmp_path / 'r2.json').read_text()) == results
+    assert {entry['image_id'] for entry in results} == set(range(10, 17))
+    assert cli.main([*command[:-2], '--json', str(tmp_path / 'n.json')]) == 0
     numbers = json.loads((tmp_path / 'n.json').read_text())
     for name in 'map', 'map_50', 'mar_100':
         assert float(row[f'eval_{name}']) == pytest.approx(numbers[name], abs=1e-6)
+
+
+def test_a_finished_run_can_be_lengthened(data, run, tmp_path, caplog):
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'longer']
+    assert cli.main([*arguments, '--iterations', '4']) == 0
+    assert cli.main([*arguments, '--resume', 'auto']) == 0
+    assert_same_run(tmp_path / 'longer', run)
+    assert 'Nothing is left to do' not in caplog.text
+    assert cli.main([*arguments, '--resume', 'auto']) == 0
+    assert 'Nothing is left to do: ' in caplog.text
+    assert_same_run(tmp_path / 'longer', run)
+
+
+@pytest.mark.parametrize('before, after', [('1', '2'), ('2', '1')])
+def test_another_accumulation(data, tmp_path, monkeypatch, before, after):
+    """As where half of the GPUs go on: evaluations and checkpoints come at the same iterations, to the last."""
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut', '--accumulate']
+    killed_behind(2, monkeypatch, [*arguments, before])
+    assert cli.main([*arguments, after, '--resume', 'auto']) == 0
+    rows = list(csv.DictReader((tmp_path / 'cut' / 'summary.csv').read_text().splitlines()))
+    assert [row['epoch'] for row in rows] == ['4', '6']
+    assert iteration(tmp_path / 'cut' / 'checkpoint-6.ckpt') == 6
+
+
+def test_goes_on_with_the_options_of_the_command(data, tmp_path, monkeypatch):
+    """What the log says holds; a schedule without warm-up takes the place of one with it."""
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']
+    killed_behind(2, monkeypatch, [*arguments, '--warmup-iterations', '3'])
+    assert cli.main([*arguments, '--resume', 'auto', '--lr', '0.004', '--milestones', '5', '--weight-decay', '0.01',
+                     '--momentum', '0.5']) == 0
+    optimizer, = torch.load(tmp_path / 'cut' / 'checkpoint-6.ckpt', weights_only=True)['optimizer_states']
+    group, = optimizer['param_groups']
+    assert (group['lr'], group['weight_decay'], group['momentum']) == (pytest.approx(0.0004), 0.01, 0.5)
+    rows = list(csv.DictReader((tmp_path / 'cut' / 'summary.csv').read_text().splitlines()))
+    assert [float(row['lr']) for row in rows] == pytest.approx([0.004, 0.0004])
+
+
+def test_goes_on_with_its_own_args(data, tmp_path, monkeypatch, capsys):
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut', '--model-ema']
+    killed_behind(2, monkeypatch, arguments)
+    config = ['detect', 'train', '--config', str(tmp_path / 'cut' / 'args.yaml'), '--resume', 'auto']
+    assert cli.main([*config, '--iterations', '3']) == 0
+    assert cli.main([*arguments[:-1], '--resume', 'auto']) == 2
+    assert '--model-ema: not given, --resume' in capsys.readouterr().err
+
+
+def test_interrupted(data, tmp_path, monkeypatch, capsys):
+    from timm_rla.detection.callbacks import Lines
+    monkeypatch.setattr(Lines, 'on_train_batch_end', lambda self, *_: signal.raise_signal(signal.SIGINT))
+    assert cli.main([*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == 'timm-rla detect train: interrupted'
+
+
+def test_what_ends_a_run_is_a_line(data, tmp_path, capsys):
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment']
+    assert cli.main([*arguments, 'far', '--lr', '1e12']) == 2
+    assert ': the loss is ' in capsys.readouterr().err
+    (tmp_path / 'taken').mkdir()
+    (tmp_path / 'taken' / 'logs').touch()
+    assert cli.main([*arguments, 'taken']) == 2
+    assert str(tmp_path / 'taken') in capsys.readouterr().err
+
+
+def test_nothing_to_evaluate(data, run, tmp_path, capsys):
+    empty = shutil.copytree(data, tmp_path / 'empty')
+    for path in (empty / 'images').iterdir():
+        path.write_bytes(b'nothing')
+    assert cli.main(['detect', 'eval', '--checkpoint', str(run / 'best.ckpt'), '--data-dir', str(empty), '--workers',
+                     '0', '--device', 'cpu', '--skip-unreadable']) == 2
+    assert 'no image of validation can be read' in capsys.readouterr().err
+
+
+def test_python_is_told_before_it_trains(data):
+    import lightning.pytorch as pl
+
+    from timm_rla.detection import Detection, DetectionData, Schedule, fasterrcnn, read_folder
+    train, val = read_folder(str(data))
+    small = dict(backbone='resnet18', backbone_kwargs=dict(layers=(1, 1, 1, 1)), min_size=64, max_size=96)
+    with pytest.raises(ValueError, match="box_score_thresh '2': checkpoints cannot have"):
+        Detection(fasterrcnn(num_classes=3, **small, box_score_thresh='2'), train)
+    module = Detection(fasterrcnn(num_classes=3, **small, bbox_reg_weights=(10., 10., 5., 5.), image_mean=None), train,
+                       Schedule(iterations=1, lr=0.01))
+    trainer = pl.Trainer(max_epochs=1, accelerator='cpu', logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match='max_steps -1: a detector trains for a number of iterations'):
+        trainer.fit(module, DetectionData(train, val))
 
 
 def test_example(data, tmp_path, monkeypatch):
@@ -340,6 +441,8 @@ def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
     ([*TRAIN, '--data-dir', 'DATA', '--output', 'RUNS', '--experiment', 'whole', '--resume', 'auto', '--neck', 'c4'],
      "of a detector with neck 'fpn', not 'c4'"),
     ([*TRAIN, '--data-dir', 'DATA', '--iterations', '0'], '--iterations 0'),
+    ([*TRAIN, '--data-dir', 'DATA', '--rpn-pre-nms-top-n-test', '200000'], 'must be from 1 to 100000'),
+    ([*TRAIN, '--data-dir', 'DATA', '--roi-size', '1000'], '--roi-size 1000: must be from 1 to 999'),
     ([*TRAIN, '--data-dir', 'DATA', '--device', 'cuda:7'], '--device cuda:7'),
 ])
 def test_bad_input(data, run, arguments, message, capsys, monkeypatch, tmp_path):

@@ -44,14 +44,17 @@ def test_the_linear_rule():
                          'warm-up over 4,000')
 
 
-def test_learning_rate():
+@pytest.mark.parametrize('milestones', [[], ['6', '8'], ['2', '2', '7']])
+def test_learning_rate(milestones):
+    """That of torch's own schedules, one after the other."""
     import torch
+    from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, MultiStepLR
     plan = schedule(parse(train_parser(), ['--config', 'coco_frcnn_fpn_1x', '--warmup-iterations', '4', '--milestones',
-                                           '6', '8']), 16)
-    optimizer, scheduler = plan.optimizer(torch.nn.Linear(2, 2))
-    found = []
-    for _ in range(9):
-        found.append(optimizer.param_groups[0]['lr'])
+                                           *milestones]), 16)
+    optimizer = plan.optimizer(torch.nn.Linear(2, 2))
+    scheduler = ChainedScheduler([
+        MultiStepLR(optimizer, list(plan.milestones), plan.gamma),
+        LinearLR(optimizer, plan.warmup_factor, total_iters=plan.warmup_iterations)])
+    for iteration in range(10):
+        assert plan.rate(iteration) == pytest.approx(optimizer.param_groups[0]['lr'], rel=1e-12)
         optimizer.step(), scheduler.step()
-    warm = [0.02 * (0.001 + (1 - 0.001) * i / 4) for i in range(4)]
-    assert found == pytest.approx([*warm, 0.02, 0.02, 0.002, 0.002, 0.0002])

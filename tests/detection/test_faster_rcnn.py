@@ -1,4 +1,5 @@
 """The builder: networks, necks, freezing, and the state that enters the last stage of a C4 detector."""
+import argparse
 import copy
 
 import pytest
@@ -11,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 from timm_rla.common.errors import UserError
 from timm_rla.detection import fasterrcnn
+from timm_rla.layers import Context
 from timm_rla.ops.lstm import lstm_step_reference
 
 NARROW = dict(layers=(1, 1, 1, 1), channels=(8, 16, 32, 64))
@@ -86,6 +88,30 @@ def test_weights_of_a_checkpoint_of_classification(neck, tmp_path):
     (tmp_path / 'last.pth.tar').write_bytes(b'nothing')
     with pytest.raises(UserError, match='no checkpoint'):
         fasterrcnn('rla_resnet18', 4, neck, pretrained=str(tmp_path / 'last.pth.tar'), **SMALL)
+
+
+@pytest.mark.parametrize('model', ['rla_resnet18', 'resnet18'])
+def test_what_a_checkpoint_says_of_its_network(neck, tmp_path, model):
+    """It goes with the weights, and into the detector's own checkpoints; what is given here comes first."""
+    kwargs = dict(NARROW, context='gmp') if model == 'rla_resnet18' else NARROW
+    args = argparse.Namespace(model=model, model_kwargs=kwargs, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.2])
+    path = tmp_path / 'last.pth.tar'
+    torch.save(dict(state_dict=timm.create_model(model, **kwargs).state_dict(), args=args), path)
+    small = {key: value for key, value in SMALL.items() if key != 'backbone_kwargs'}
+    detector = fasterrcnn('rla_resnet18', 4, neck, pretrained=str(path), **small)
+    assert detector.transform.image_mean == detector.arguments['image_mean'] == (0.5, 0.4, 0.3)
+    assert detector.transform.image_std == (0.2, 0.2, 0.2)
+    assert detector.arguments['backbone_kwargs'] == kwargs
+    pools = {module.max_pool for module in detector.modules() if isinstance(module, Context)}
+    assert pools == {model == 'rla_resnet18'}
+    other = fasterrcnn('rla_resnet18', 4, neck, pretrained=str(path), image_mean=(0., 0., 0.), **small)
+    assert other.transform.image_mean == (0., 0., 0.)
+
+
+def test_a_network_without_a_module_for_each_stage():
+    with pytest.raises(ValueError, match='trainable_layers: this network has no module'):
+        fasterrcnn('mvitv2_tiny', 4, trainable_layers=3, min_size=64, max_size=96)
+    assert len(fasterrcnn('mvitv2_tiny', 4, min_size=64, max_size=96).eval()(IMAGES)) == 2
 
 
 @pytest.mark.parametrize('trained, backbone', [

@@ -40,11 +40,15 @@ RANGES: Dict[str, Range] = {
         'batch_size', 'validation_batch_size', 'num_classes', 'in_chans', 'log_interval', 'log_freq',
         'val_interval', 'checkpoint_hist', 'train_num_samples', 'val_num_samples', 'num_samples', 'recount',
         'lr_cycle_limit', 'lr_base_size', 'topk', 'jobs', 'iterations', 'base_batch_size', 'accumulate',
-        'epochs', 'rounds', 'starts', 'eval_interval', 'checkpoint_interval', 'anchor_sizes', 'roi_size',
-        'pyramid_channels', 'min_size', 'max_size',
-        'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test', 'rpn_post_nms_top_n_train', 'rpn_post_nms_top_n_test',
-        'rpn_batch_size_per_image', 'box_batch_size_per_image', 'box_detections_per_img',
+        'epochs', 'rounds', 'starts', 'eval_interval', 'checkpoint_interval',
     ), COUNT),
+    **dict.fromkeys((  # of detectors, whose checkpoints may ask for no more memory than this
+        'pyramid_channels', 'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test', 'rpn_post_nms_top_n_train',
+        'rpn_post_nms_top_n_test', 'rpn_batch_size_per_image', 'box_batch_size_per_image', 'box_detections_per_img',
+    ), Range(1, 100_000)),
+    **dict.fromkeys(('anchor_sizes', 'min_size'), Range(1, 10_000)),
+    'max_size': COUNT,  # it only makes smaller
+    'roi_size': Range(1, 999),
     **dict.fromkeys((
         'start_epoch', 'recovery_interval', 'grad_accum_steps', 'weight_decay', 'lr', 'lr_base', 'min_lr', 'warmup_lr',
         'warmup_epochs', 'cooldown_epochs', 'patience_epochs', 'epoch_repeats', 'decay_milestones', 'mixup_off_epoch',
@@ -53,8 +57,9 @@ RANGES: Dict[str, Range] = {
     ), NOT_NEGATIVE),
     **dict.fromkeys((
         'decay_epochs', 'decay_rate', 'opt_eps', 'bn_eps', 'clip_grad', 'std', 'scale', 'ratio',
-        'lr_cycle_mul', 'lr_k_decay', 'gamma', 'warmup_factor', 'anchor_ratios',
+        'lr_cycle_mul', 'lr_k_decay', 'gamma', 'anchor_ratios',
     ), POSITIVE),
+    'warmup_factor': Range(0, 1, above=True),
     **dict.fromkeys((
         'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'reprob', 'mixup_prob',
         'mixup_switch_prob', 'drop', 'drop_block', 'drop_rate', 'drop_path_rate', 'drop_block_rate', 'cutmix_minmax',

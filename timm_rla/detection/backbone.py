@@ -10,9 +10,11 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..common.checkpoint import read_checkpoint
+from ..common.networks import network_class
+from ..common.trained import architecture_arguments, training_options
 from ..models.warm_start import is_added
 
-__all__ = ['PyramidBackbone', 'create_network', 'freeze_stages']
+__all__ = ['PyramidBackbone', 'create_network', 'freeze_stages', 'trained_with']
 
 
 def create_network(name: str, pretrained: Union[bool, str], **kwargs: Any) -> nn.Module:
@@ -35,6 +37,28 @@ def create_network(name: str, pretrained: Union[bool, str], **kwargs: Any) -> nn
     network = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
     _check_keys(checkpoint['state_dict'], network.state_dict())
     return network
+
+
+def trained_with(path: str, name: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """What a checkpoint of classification says of its network and of its input, which the weights go with.
+
+    Args:
+        path: The checkpoint.
+        name: Name of the network that takes its weights.
+
+    Returns:
+        Arguments of the network, and `image_mean` and `image_std` where the run had its own.
+
+    Raises:
+        UserError: The file is no checkpoint, or damaged.
+    """
+    source = f'pretrained {path}'
+    options = training_options(read_checkpoint(path, 'pretrained'), source)
+    given = dict(options.get('model_kwargs') or {})
+    if options.get('bn_eps') is not None:
+        given['bn_eps'] = options['bn_eps']
+    network = architecture_arguments(given, network_class(name), source) if given else {}
+    return network, {f'image_{key}': tuple(options[key]) for key in ('mean', 'std') if options.get(key)}
 
 
 def _check_keys(found: Iterable[str], expected: Iterable[str]) -> None:
@@ -66,7 +90,12 @@ def freeze_stages(network: nn.Module, ends: Sequence[str], trainable_layers: int
         ends: Names of the modules that end the stages of strides 4, 8, 16 and 32, as in timm's `feature_info`.
         trainable_layers: Number of stages that are trained, counted from the last: 0 for none, 4 for all but the stem,
             5 for all. What runs along all stages, such as the LSTM, is trained as soon as one is.
+
+    Raises:
+        ValueError: The network has no such modules, and stages are to be frozen.
     """
+    if trainable_layers > len(ends):
+        return
     order = [name for name, _ in network.named_modules()]
     first, last = zip(*(_span(order, end) for end in ends))
     for i, module in enumerate(network.modules()):
@@ -78,7 +107,9 @@ def freeze_stages(network: nn.Module, ends: Sequence[str], trainable_layers: int
 
 def _span(order: Sequence[str], name: str) -> Tuple[int, int]:
     """First and last position of a module and all in it; timm's feature extractors prefix names, or join them by _."""
-    found = next(n for n in order if n in (name, name.replace('.', '_', 1)) or n.endswith(f'.{name}'))
+    found = next((n for n in order if n in (name, name.replace('.', '_', 1)) or n.endswith(f'.{name}')), None)
+    if found is None:
+        raise ValueError(f'trainable_layers: this network has no module {name} that ends a stage; only 5 will do, all')
     inside = [i for i, n in enumerate(order) if n == found or n.startswith(f'{found}.')]
     return inside[0], inside[-1]
 

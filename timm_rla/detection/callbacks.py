@@ -13,19 +13,27 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ..common.checkpoint import read_checkpoint
 from ..common.device import Placement
-from ..common.errors import blame
-from ..common.files import replacing
+from ..common.errors import UserError, blame
+from ..common.files import file_digest, replacing
 from ..common.progress import show_rate
 from ..common.stopping import Stopped, StopRequest
 from .checkpoint import checkpoints
 
-__all__ = ['Best', 'CheckpointFiles', 'Checkpoints', 'Lines']
+__all__ = ['Best', 'CheckpointFiles', 'Checkpoints', 'Lines', 'SameCheckpoint']
 
 _logger = logging.getLogger(__name__)
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Checkpoints that are never half written, and read without running code in them."""
+    """Checkpoints that are never half written, and read without running code in them.
+
+    Args:
+        accumulate: Batches of an iteration.
+    """
+
+    def __init__(self, accumulate: int = 1):
+        super().__init__()
+        self.accumulate = accumulate
 
     def save_checkpoint(self, checkpoint: Dict[str, Any], path: Any, storage_options: Optional[Any] = None) -> None:
         path = Path(path)
@@ -35,7 +43,38 @@ class CheckpointFiles(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Optional[bool] = None):
-        return read_checkpoint(str(path), '--resume')
+        """A checkpoint, whose batches are counted as this run counts them.
+
+        How many there are in an iteration, and whether the last one of a shorter run was behind it, is of no matter
+        here: the order of images depends on the iteration alone.
+        """
+        checkpoint = read_checkpoint(str(path), '--resume')
+        with blame(f'--resume {path}: its position', AttributeError, LookupError, TypeError):
+            batches = checkpoint['global_step'] * self.accumulate
+            progress = checkpoint['loops']['fit_loop']['epoch_loop.batch_progress']
+            progress['is_last_batch'] = False
+            for counted in ('total', 'current'):
+                progress[counted].update(dict.fromkeys(progress[counted], batches))
+        return checkpoint
+
+
+class SameCheckpoint(pl.Callback):
+    """All processes go on from the file that the first one has chosen.
+
+    Args:
+        path: That of this process, None for a run that begins.
+    """
+
+    def __init__(self, path: Optional[Path]):
+        self.path = path
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        found = self.path and file_digest(self.path)
+        if found != trainer.strategy.broadcast(found):
+            raise UserError(f'--resume {self.path}: not the same file as in the first process; the folder of a run '
+                            'must be shared by all')
 
 
 class Checkpoints(pl.Callback):

@@ -12,11 +12,14 @@ from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.errors import UserError, one_line
 from ..common.files import replacing
 from ..common.networks import network_class
+from ..common.ranges import RANGES
 from ..common.summary import read_summary, trim_summary
-from ..common.trained import architecture_arguments, check_sizes, every, is_count, is_number, is_text
+from ..common.trained import architecture_arguments, check_sizes, every, is_number, is_text
 from .faster_rcnn import NECKS, fasterrcnn
 
-__all__ = ['TrainedDetector', 'checkpoints', 'describe', 'find_last', 'go_back', 'iterations', 'load_detector']
+__all__ = [
+    'TrainedDetector', 'checkpoints', 'describe', 'find_last', 'go_back', 'is_readable', 'iterations', 'load_detector',
+]
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,19 @@ class TrainedDetector:
     category_ids: List[int]  # of labels 1 to K
 
 
-def _is_size(value: Any) -> bool:
-    return is_number(value) and 0 < value <= LARGEST
+def _is_option(name: str) -> Callable[[Any], bool]:
+    """What says whether a value is one that the option of this name may have."""
+    return lambda value: is_number(value) and RANGES[name].holds(value)
+
+
+def _is_count(name: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and _is_option(name)(value)
 
 
 def _few(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: every(check)(value) and 0 < len(value) <= MOST
 
 
-LARGEST = 10_000  # sizes of images and boxes in pixels
 MOST = 10_000  # classes, anchors
 EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of a description
     'backbone': lambda value: is_text(value) and len(value) < 200 and ':' not in value,
@@ -44,17 +51,17 @@ EXPECTED: Dict[str, Callable[[Any], bool]] = {  # of a description
     'backbone_kwargs': lambda value: isinstance(value, dict),
     'names': _few(is_text),
     'category_ids': _few(lambda value: isinstance(value, int)),
-    'anchor_sizes': _few(_is_size),
-    'anchor_ratios': _few(_is_size),
-    'image_mean': _few(is_number),
-    'image_std': _few(is_number),
-    'min_size': lambda value: _is_size(value) or _few(_is_size)(value),
-    'max_size': _is_size,
-    'roi_size': lambda value: is_count(value) and value < 1000,
-    **dict.fromkeys((
-        'pyramid_channels', 'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test', 'rpn_post_nms_top_n_train',
-        'rpn_post_nms_top_n_test', 'rpn_batch_size_per_image', 'box_detections_per_img', 'box_batch_size_per_image',
-    ), is_count),
+    'anchor_sizes': _few(_is_option('anchor_sizes')),
+    'anchor_ratios': _few(_is_option('anchor_ratios')),
+    'image_mean': lambda value: value is None or _few(is_number)(value),
+    'image_std': lambda value: value is None or _few(is_number)(value),
+    'bbox_reg_weights': lambda value: value is None or _few(is_number)(value) and len(value) == 4,
+    'min_size': lambda value: _is_option('min_size')(value) or _few(_is_option('min_size'))(value),
+    'max_size': _is_option('max_size'),
+    **{name: _is_count(name) for name in (
+        'roi_size', 'pyramid_channels', 'rpn_pre_nms_top_n_train', 'rpn_pre_nms_top_n_test',
+        'rpn_post_nms_top_n_train', 'rpn_post_nms_top_n_test', 'rpn_batch_size_per_image', 'box_detections_per_img',
+        'box_batch_size_per_image')},
     **dict.fromkeys((
         'rpn_nms_thresh', 'rpn_fg_iou_thresh', 'rpn_bg_iou_thresh', 'rpn_score_thresh', 'rpn_positive_fraction',
         'box_score_thresh', 'box_nms_thresh', 'box_fg_iou_thresh', 'box_bg_iou_thresh', 'box_positive_fraction',
@@ -98,6 +105,11 @@ def load_detector(path: str, option: str = '--checkpoint', device: str = 'cpu', 
     return TrainedDetector(model.to(device).eval(), list(description['names']), list(description['category_ids']))
 
 
+def is_readable(description: Dict[str, Any], key: str) -> bool:
+    """True for an entry of a description that `load_detector` takes: of a known name, and in its range."""
+    return key in EXPECTED and key in description and EXPECTED[key](description[key])
+
+
 def describe(checkpoint: Dict[str, Any], source: str) -> Dict[str, Any]:
     """What a checkpoint says of its detector.
 
@@ -107,8 +119,8 @@ def describe(checkpoint: Dict[str, Any], source: str) -> Dict[str, Any]:
     description = checkpoint.get('detector')
     if not isinstance(description, dict):
         raise UserError(f'{source}: not of timm-rla detect train; it has no detector')
-    for key in ALWAYS | description.keys():
-        if key not in EXPECTED or key not in description or not EXPECTED[key](description[key]):
+    for key in sorted(ALWAYS | description.keys(), key=str):
+        if not is_readable(description, key):
             raise UserError(f'{source}: damaged, its detector has {reprlib.repr(key)} '
                             f'{reprlib.repr(description.get(key))}')
     if len(description['names']) != len(description['category_ids']):

@@ -200,7 +200,15 @@ class DetectionData(pl.LightningDataModule):
                     persistent_workers=self.workers > 0)
 
     def train_dataloader(self) -> DataLoader:
+        """Batches from the iteration on that the trainer is at.
+
+        Raises:
+            ValueError: The trainer has no number of iterations.
+        """
         trainer = self.trainer
+        if trainer.max_steps < 1:
+            raise ValueError(f'max_steps {trainer.max_steps}: a detector trains for a number of iterations, as in '
+                             'Trainer(max_steps=3000)')
         batches = Batches(
             [entry.width > entry.height for entry in self.train.images],
             self.batch_size,

@@ -35,6 +35,7 @@ class CocoMetric(MeanAveragePrecision):
             # those of pycocotools; the defaults are rounded to float32, which changes the third digit of small classes
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
             rec_thresholds=np.linspace(0, 1, 101).tolist(),
+            sync_on_compute=False,  # it has the images of all processes
         )
         self.warn_on_many_detections = False  # the best 100 of an image count, as in COCO
 

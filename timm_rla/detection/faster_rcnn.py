@@ -16,7 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from ..common.errors import closest
 from ..models.network import RecurrentLayerAttention
-from .backbone import PyramidBackbone, create_network, freeze_stages
+from .backbone import PyramidBackbone, create_network, freeze_stages, trained_with
 from .c4 import FirstMapHead, MeanOfRegion, c4_anchors, c4_parts
 from .heads import Anchors, BoxPredictor, ProposalHead
 
@@ -46,14 +46,15 @@ def fasterrcnn(
     returns for each image `boxes`, `labels` and `scores`.
 
     Args:
-        backbone: Name of a network of timm: with 'fpn' any that has stages of strides 4, 8, 16 and 32, with 'c4' a
+        backbone: Name of a network of timm: with 'fpn' any whose last stages have strides 4, 8, 16 and 32, with 'c4' a
             ResNet (plain, SE, with layer attention, ...).
         num_classes: Classes, with the background as class 0.
         neck: 'fpn', a feature pyramid (https://arxiv.org/abs/1612.03144), or 'c4', which runs the last stage on each
             region of the feature map of stride 16. With layer attention the last stage goes on from the recurrent state
             of the region's own image.
         pretrained: Weights of the backbone: True for those that timm hosts (for layer attention a warm start from
-            them), a file for those of a checkpoint of classification, False for random ones.
+            them), a file for those of a checkpoint of classification, with the arguments of its network and its
+            mean and standard deviation of images, False for random ones.
         trainable_layers: Number of stages of the backbone that are trained, from the last one: 0 to 5, 5 with the
             stem; 3 if None, or 5 with random weights, as in torchvision.
         frozen_bn: Let the batch norms of the backbone be constants. With random weights set it to False.
@@ -84,6 +85,9 @@ def fasterrcnn(
     if not 0 <= trainable_layers <= 5:
         raise ValueError(f'trainable_layers {trainable_layers}: must be from 0 to 5')
     kind = NECKS[neck]
+    if isinstance(pretrained, str):
+        trained_kwargs, mean_and_std = trained_with(pretrained, backbone)
+        backbone_kwargs, kwargs = {**trained_kwargs, **(backbone_kwargs or {})}, {**mean_and_std, **kwargs}
     if (backbone_kwargs or {}).get('in_chans', 3) != 3:
         raise ValueError(f'backbone_kwargs in_chans={backbone_kwargs["in_chans"]}: must be 3, images are in colour')
     try:

@@ -4,9 +4,10 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +26,7 @@ from ..common.lock import exclusive
 from ..common.optimizers import is_same_optimizer
 from ..common.stopping import Stopped, StopRequest
 from ..common.summary import SUMMARY
-from .callbacks import Best, CheckpointFiles, Checkpoints, Lines
+from .callbacks import Best, CheckpointFiles, Checkpoints, Lines, SameCheckpoint
 from .checkpoint import TrainedDetector, describe, find_last, go_back, iterations
 from .coco import CocoSplit, describe_split, training_boxes
 from .data import DetectionData
@@ -54,6 +55,8 @@ def _trainer(device: str, **kwargs: Any) -> pl.Trainer:
         warnings.filterwarnings('ignore', message)
     local = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     index = torch.device(device).index
+    if index is not None and _processes() > 1:
+        raise UserError(f'--device {device}: each process of torchrun takes a GPU of its own; --device cuda')
     return pl.Trainer(
         accelerator='gpu' if device.startswith('cuda') else 'cpu',
         devices=[index] if index is not None else local,
@@ -105,7 +108,8 @@ def _train(args: argparse.Namespace, stop: StopRequest) -> Path:
     plan.optimizer(detector)  # complains now, before there is a folder
     folder = folder_of_run(
         args.output, args.experiment or f'{datetime.now():%Y%m%d-%H%M%S}-{args.backbone}-{args.neck}')
-    module = Detection(detector, splits['train'], plan, args.seed, folder)
+    with blame('--data-dir', ValueError):  # more categories than there may be
+        module = Detection(detector, splits['train'], plan, args.seed, folder)
     data = DetectionData(
         splits['train'], splits['val'], args.batch_size, args.workers, args.seed, args.hflip, args.skip_unreadable)
     if int(os.environ.get('RANK', 0)):
@@ -139,19 +143,20 @@ def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN) -> None:
     _logger.info(f'Faster R-CNN, {name}: {count:,} parameters, {trained:,} trained')
 
 
-def _checkpoint(resume: str, folder: Path, description: Dict[str, Any], opt: str) -> Tuple[Optional[Path], int]:
+def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, Any]) -> Tuple[Optional[Path], int]:
     """The checkpoint to go on from, and the iterations before it.
 
     Args:
-        resume: A file, 'auto' for the last one in the folder, '' for none.
+        args: `resume`, a file, 'auto' for the last one in the folder, or empty; and what must be as it was, the
+            optimizer and whether weights are averaged.
         folder: Folder of the run.
         description: What the detector is; the checkpoint must be of one like it.
-        opt: Name of the optimizer, likewise.
 
     Raises:
         UserError: It cannot be read or is of another detector, or the folder holds a run, and it is not one of its
             checkpoints.
     """
+    resume = args.resume
     if resume == 'auto':
         path, checkpoint = find_last(folder)
     else:
@@ -166,12 +171,21 @@ def _checkpoint(resume: str, folder: Path, description: Dict[str, Any], opt: str
         return None, 0
     found = describe(checkpoint, f'--resume {path}')
     for key, value in description.items():
-        if found.get(key) != value:
+        if _as_lists(found.get(key)) != _as_lists(value):
             raise UserError(f'--resume {path}: of a detector with {key} {found.get(key)!r}, not {value!r}')
-    trained = str(checkpoint.get('opt', opt))
-    if not is_same_optimizer(trained, opt):
-        raise UserError(f'--opt {opt}: --resume {path} was trained with {trained}')
+    trained = str(checkpoint.get('opt', args.opt))
+    if not is_same_optimizer(trained, args.opt):
+        raise UserError(f'--opt {args.opt}: --resume {path} was trained with {trained}')
+    if 'current_model_state' in checkpoint and not args.model_ema:  # Lightning's, beside averaged weights
+        raise UserError(f'--model-ema: not given, --resume {path} was trained with it')
     return path, iterations(checkpoint, f'--resume {path}')
+
+
+def _as_lists(value: Any) -> Any:
+    """A value with lists for tuples: recipes have those where the command line has these."""
+    if isinstance(value, dict):
+        return {key: _as_lists(entry) for key, entry in value.items()}
+    return list(map(_as_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _holds(folder: Path, checkpoint: str) -> bool:
@@ -180,7 +194,9 @@ def _holds(folder: Path, checkpoint: str) -> bool:
 
 def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path, stop: StopRequest) -> None:
     plan = module.schedule
-    checkpoint, step = _checkpoint(args.resume, folder, module.description, plan.opt)
+    checkpoint, step = _checkpoint(args, folder, module.description)
+    if step >= plan.iterations:
+        _logger.warning(f'Nothing is left to do: {checkpoint} is at iteration {step} of {plan.iterations}')
     eval_interval = min(args.eval_interval, plan.iterations)
     best = Best(folder)
     average = [EMAWeightAveraging(decay=args.model_ema_decay)] * args.model_ema
@@ -189,6 +205,7 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
         Lines(args.log_interval),
         Checkpoints(folder, args.checkpoint_interval, eval_interval, stop),
         best,
+        SameCheckpoint(checkpoint),
     ]
     trainer = _trainer(
         args.device,
@@ -202,23 +219,34 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
         log_every_n_steps=min(args.log_interval, plan.iterations * args.accumulate),
         logger=_loggers(folder, args.log_tensorboard),
         callbacks=callbacks,
-        plugins=[CheckpointFiles()],
+        plugins=[CheckpointFiles(args.accumulate)],
         default_root_dir=folder,
     )
     if trainer.is_global_zero:
         best.found = _open(folder, vars(args), checkpoint, step)
     stop.remember()
-    try:
+    with _as_elsewhere(trainer), blame(str(folder), OSError):
         trainer.fit(module, data, ckpt_path=checkpoint)
-    except SIGTERMException as e:  # Lightning's, where it looks before `Checkpoints`: right behind an evaluation
-        raise Stopped(f'stopped after {trainer.global_step} iterations; --resume auto goes on') from e
-    if trainer.global_step % eval_interval:
-        trainer.validate(module, data, verbose=False)
-        if best.best_model_score is None or module.numbers['map'] > best.best_model_score:
-            trainer.save_checkpoint(folder / 'best.ckpt')
+        if trainer.global_step % eval_interval:
+            trainer.validate(module, data, verbose=False)
+            if best.best_model_score is None or module.numbers['map'] > best.best_model_score:
+                trainer.save_checkpoint(folder / 'best.ckpt')
     if trainer.is_global_zero and module.numbers:
         _logger.info(f'Finished: mAP@.5 {module.numbers["map_50"]:.4f}, mAP@[.5,.95] {module.numbers["map"]:.4f}; '
                      f'{folder / "best.ckpt"} is the best checkpoint')
+
+
+@contextmanager
+def _as_elsewhere(trainer: pl.Trainer) -> Iterator[None]:
+    """Let a request to stop and Ctrl-C, which Lightning has words of its own for, end a run as those of classifiers."""
+    try:
+        yield
+    except SIGTERMException as e:  # where Lightning looks before `Checkpoints`: right behind an evaluation
+        raise Stopped(f'stopped after {trainer.global_step} iterations; --resume auto goes on') from e
+    except SystemExit as e:
+        if isinstance(e.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from e
+        raise
 
 
 def _loggers(folder: Path, tensorboard: bool) -> List[Any]:
@@ -258,15 +286,15 @@ def evaluate(
         skip_unreadable: Leave out images that cannot be read.
 
     Returns:
-        Module with `numbers` and, of this process, `results`.
+        Module with `numbers` and `results`.
 
     Raises:
         UserError: An image cannot be read, or not be resized.
     """
     _check_images(split, detector.model)
     module = Detection(detector.model, split)
-    module.keep_results = True
     data = DetectionData(None, split, workers=workers, skip_unreadable=skip_unreadable)
     trainer = _trainer(device, logger=False, enable_checkpointing=False, callbacks=[Lines(50)])
-    trainer.validate(module, data, verbose=False)
+    with _as_elsewhere(trainer):
+        trainer.validate(module, data, verbose=False)
     return module

@@ -1,12 +1,10 @@
 """Optimizer and learning rate of a detector, by iteration."""
 from dataclasses import dataclass, replace
-from typing import List, Sequence, Tuple
+from typing import Sequence
 
 import torch
 from timm.optim import create_optimizer_v2
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
 
-from ..common.errors import blame
 from ..common.optimizers import blame_optimizer
 
 __all__ = ['Schedule']
@@ -53,18 +51,23 @@ class Schedule:
             parts.append(f'warm-up over {self.warmup_iterations:,}')
         return ', '.join(parts)
 
-    def optimizer(self, model: torch.nn.Module) -> Tuple[torch.optim.Optimizer, LRScheduler]:
-        """Optimizer of what is trained, all of it with weight decay, and its schedule.
+    def rate(self, iteration: int) -> float:
+        """Learning rate of an iteration, counted from 0.
+
+        It is a function of nothing else: a run that goes on needs no state of it.
+        """
+        rate = self.lr * self.gamma ** sum(milestone <= iteration for milestone in self.milestones)
+        if iteration < self.warmup_iterations:
+            rate *= self.warmup_factor + (1 - self.warmup_factor) * iteration / self.warmup_iterations
+        return rate
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """Optimizer of what is trained, all of it with weight decay.
 
         Raises:
-            UserError: No such optimizer, or values that it or the schedule rejects.
+            UserError: No such optimizer, or values that it rejects.
         """
         with blame_optimizer(self.opt):
-            optimizer = create_optimizer_v2(
+            return create_optimizer_v2(
                 [p for p in model.parameters() if p.requires_grad], self.opt, lr=self.lr,
                 weight_decay=self.weight_decay, momentum=self.momentum)
-        schedules: List[LRScheduler] = [MultiStepLR(optimizer, list(self.milestones), self.gamma)]
-        if self.warmup_iterations:
-            with blame(f'--warmup-factor {self.warmup_factor}', ValueError):
-                schedules.append(LinearLR(optimizer, self.warmup_factor, total_iters=self.warmup_iterations))
-        return optimizer, ChainedScheduler(schedules)

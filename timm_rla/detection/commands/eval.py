@@ -51,7 +51,7 @@ def main(argv: List[str]) -> None:
     if args.json:
         _write(Path(args.json), '--json', json.dumps(numbers, indent=1) + '\n')
     if args.results:
-        _write(Path(args.results), '--results', json.dumps(module.results))
+        _write(Path(args.results), '--results', json.dumps(module.results()))
     if args.csv:
         _write_csv(Path(args.csv), numbers)
 

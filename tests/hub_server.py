@@ -32,7 +32,8 @@ def etag(name: str, content: bytes) -> str:
 class Repo:
     """Commits, each the files at that time, and the branches that point at them."""
 
-    def __init__(self) -> None:
+    def __init__(self, private: bool = False) -> None:
+        self.private = private
         self.commits: Dict[str, Dict[str, bytes]] = {}
         self.branches: Dict[str, str] = {}
         self.commit({}, 'main')
@@ -166,14 +167,22 @@ class Handler(BaseHTTPRequestHandler):
         found = self.find(repo_id, revision or 'main')
         if found is not None:
             files = [dict(rfilename=name) for name in found[0].files(found[1])]
-            self.answer(200, dict(id=repo_id, modelId=repo_id, sha=found[1], siblings=files))
+            self.answer(200, dict(
+                id=repo_id, modelId=repo_id, sha=found[1], siblings=files, private=found[0].private))
 
     def create(self, body: bytes, fault: Any) -> None:
         wish = json.loads(body)
         repo_id = f'{wish["organization"]}/{wish["name"]}'
         known = repo_id in self.hub.repos
-        self.hub.repos.setdefault(repo_id, Repo())
+        self.hub.repos.setdefault(repo_id, Repo(wish.get('visibility') == 'private' or wish.get('private', False)))
         self.answer(409 if known else 200, dict(url=f'{self.hub.url}/{repo_id}', name=repo_id))
+
+    def branch(self, body: bytes, fault: Any, repo_id: str, name: str) -> None:
+        found = self.find(repo_id)
+        if found is not None:
+            known = name in found[0].branches
+            found[0].branches.setdefault(name, found[1])
+            self.answer(409 if known else 200, {})
 
     def validate(self, body: bytes, fault: Any) -> None:
         self.answer(200, dict(errors=[], warnings=[]))
@@ -222,6 +231,7 @@ ROUTES = [
     (f'GET /api/models/{REPO}(?:/revision/([^/]+))?', Handler.info),
     ('POST /api/repos/create', Handler.create),
     ('POST /api/validate-yaml', Handler.validate),
+    (f'POST /api/models/{REPO}/branch/([^/]+)', Handler.branch),
     (f'POST /api/models/{REPO}/preupload/([^/]+)', Handler.preupload),
     (rf'POST /{REPO}\.git/info/lfs/objects/batch', Handler.batch),
     ('PUT /lfs/([0-9a-f]{64})', Handler.put),

@@ -44,6 +44,23 @@ def test_push_again(client, runs):
     assert len(client.repos[DESTINATION].commits) == len(first) + 1
 
 
+def test_push_to_a_branch(client, runs, tmp_path):
+    for trained_run in (runs.plain, runs.ema):  # made by the first, there for the second
+        assert cli.main(push(trained_run, '--token', 'hf_x', '--revision', 'v2')) == 0
+    repo = client.repos[DESTINATION]
+    assert repo.files('v2').keys() >= NAMES and not repo.files('main')
+    assert_same_logits(create(tmp_path, f'hf-hub:{DESTINATION}@v2'), trained(runs.ema / 'last.pth.tar'), 8)
+
+
+def test_private(client, runs, fails):
+    """What should be private never goes into a repository that is public."""
+    assert cli.main(push(runs.plain, '--token', 'hf_x', '--private')) == 0
+    assert client.repos[DESTINATION].private and client.repos[DESTINATION].files().keys() == NAMES
+    client.add('someone/open')
+    line = fails('push', runs.plain / 'last.pth.tar', 'someone/open', '--token', 'hf_x', '--private')
+    assert '--private: someone/open is there, and public' in line and not client.repos['someone/open'].files()
+
+
 def test_dry_run(hub, runs, capsys):
     assert cli.main(push(runs.plain, '--dry-run')) == 0
     out = capsys.readouterr().out
@@ -83,7 +100,7 @@ def test_push_in_offline_mode(hub, runs, fails, monkeypatch):
     assert not hub.requests
 
 
-@pytest.mark.parametrize('repo_id', ['a/b/c', 'a b/c', 'a/..', 'a/b.git'])
+@pytest.mark.parametrize('repo_id', ['a/b/c', 'a b/c', 'a/..', 'a/b.git', 'digits'])
 @pytest.mark.parametrize('options', [['--token', 'hf_x'], ['--dry-run']])
 def test_push_to_a_bad_name(hub, runs, fails, repo_id, options):
     assert repo_id in fails('push', runs.plain / 'last.pth.tar', repo_id, *options)

@@ -5,7 +5,7 @@ from typing import List, Optional
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..common.errors import blame
+from ..common.errors import UserError, blame
 from ..common.options import OptionParser
 from ..hub.export import export
 from ..hub.push import push
@@ -20,8 +20,8 @@ def push_parser() -> OptionParser:
     add('checkpoint', metavar='CHECKPOINT', help='checkpoint of a training run')
     add('repo_id', metavar='ORG/NAME', help='repository, made if it is not there')
     add_export_options(add)
-    add('--private', action='store_true', help='make a private repository')
-    add('--revision', metavar='BRANCH', help='branch, the default one if not given')
+    add('--private', action='store_true', help='make a private repository; one that is there must be private')
+    add('--revision', metavar='BRANCH', help='branch, made if it is not there; the default one if not given')
     add('--create-pr', action='store_true', help='open a pull request instead of committing')
     add('--token', help='access token, that of `hf auth login` if not given')
     add('--dry-run', action='store_true', help='show what would be sent, and send nothing')
@@ -33,6 +33,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = push_parser().parse_args(argv)
     with blame('ORG/NAME', HFValidationError):
         validate_repo_id(args.repo_id)
+    if '/' not in args.repo_id:  # the card says how to load it, by its whole name
+        raise UserError(f'ORG/NAME {args.repo_id}: the name of a user or an organization is missing, as in '
+                        f'someone/{args.repo_id}')
     with tempfile.TemporaryDirectory() as temporary:
         folder = export(
             Path(args.checkpoint),

@@ -25,8 +25,8 @@ def push(
     Args:
         folder: As from `export`.
         repo_id: Repository, made if it is not there.
-        private: Make it a private one.
-        revision: Branch.
+        private: Make it a private one; one that is there must be private.
+        revision: Branch, made if it is not there.
         create_pr: Open a pull request instead.
         token: Access token.
 
@@ -34,11 +34,15 @@ def push(
         Address of the commit or pull request.
 
     Raises:
-        UserError: The Hub cannot be reached or refuses.
+        UserError: The Hub cannot be reached or refuses, or the repository is a public one and should not be.
     """
     api = HfApi(token=token, library_name='timm_rla', library_version=__version__)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise UserError(f'--private: {repo_id} is there, and public; nothing was published')
+        if revision and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(  # one for all files, which upload_folder does not promise
             repo_id,
             [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())],
@@ -46,6 +50,8 @@ def push(
             revision=revision,
             create_pr=create_pr,
         )
+    except UserError:
+        raise
     except Exception as e:  # the client hands on the errors of its HTTP library and of its storage
         raise UserError(f'push to {repo_id} failed, nothing was published: {one_line(e)}') from e
     return commit.pr_url or commit.commit_url

@@ -122,9 +122,12 @@ def main(argv: Optional[List[str]] = None) -> int:
         _drop_output()
         return 0
     except OSError as e:
-        if not _drop_output():
+        if _drop_output():
+            say(f'error: the output cannot be written: {e.strerror}')
+        elif e.filename is not None and os.environ.get('TIMM_RLA_TRACEBACK') != '1':  # one that may not be read
+            say(f'error: {where()}{os.fsdecode(e.filename)}: {e.strerror}')
+        else:
             raise
-        say(f'error: the output cannot be written: {e.strerror}')
         return 2
     except Exception:
         if failed_elsewhere():  # what breaks here is the connection to the process that has said why

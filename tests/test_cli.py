@@ -292,6 +292,18 @@ def test_environment_variable_that_is_wrong():
     assert run.stderr.strip() == "timm-rla: error: TIMM_RLA_FUSED must be one of off, on, triton, not 'On'"
 
 
+@pytest.mark.parametrize('command', [['curves', 'x'], ['train', '--data-dir', 'x'], ['train', '--config', 'x']])
+def test_what_may_not_be_read_is_a_line(fails, monkeypatch, tmp_path, command):
+    def denied(*args, **kwargs):
+        raise PermissionError(13, 'Permission denied', 'x')
+
+    (tmp_path / 'x').mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('os.scandir', denied)
+    monkeypatch.setattr('pathlib.Path.is_file', denied)
+    assert 'x: Permission denied' in fails(*command)
+
+
 @pytest.mark.parametrize('command', sorted(cli.COMMANDS))
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as e:

@@ -52,6 +52,12 @@ def test_many_classes(tmp_path):
     counts[7, 150], counts[150, 7], counts[3, 4] = 9, 5, 20
     confusion = Confusion(counts)
     assert most_confused(confusion, 4) == [3, 4, 7, 150]
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 5, 30):  # beside the same, pair by pair
+        wrong = torch.randint(0, 3, (60, 60), generator=generator)
+        pairs = sorted(((-(wrong[i, j] + wrong[j, i]).item(), i, j) for i in range(60) for j in range(i + 1, 60)))
+        expected = list(dict.fromkeys(index for _, *pair in pairs for index in pair))[:count]
+        assert most_confused(Confusion(wrong), count) == sorted(expected)
     names = [f'_n{index} $x$' for index in range(200)]
     text = format_classes(confusion, names).splitlines()
     assert text[1].startswith('_n3 $x$') and text[-1] == 'the 20 classes with the lowest accuracy, of 200'

@@ -175,6 +175,8 @@ def test_grey_networks(image_folder, pictures, tmp_path, capsys):
     assert cli.main(['gradcam', str(pictures / 'a.png'), '--checkpoint', checkpoint, *CPU,
                      '--output', str(tmp_path / 'g.png')]) == 0
     assert f'{tmp_path / "g.png"}  a.png: ' in capsys.readouterr().out
+    assert cli.main(['gradcam', str(pictures / 'a.png'), '--checkpoint', checkpoint, *CPU, '--input-img-mode', 'L',
+                     '--data-dir', str(image_folder), '--output', str(tmp_path / 'named.png')]) == 0
     assert cli.main(['predict', str(pictures / 'a.png'), '--checkpoint', checkpoint, *CPU]) == 0
     for command in ('attention', 'validate'):
         for prefetcher in ([], ['--no-prefetcher']):

@@ -210,6 +210,34 @@ def test_classes_of_another_network(trained, photos, capsys):
         assert "class 'eagle' is none of those" in capsys.readouterr().err
 
 
+def test_a_split_that_timm_would_not_find(photos):
+    """It knows synonyms of train and validation alone, and would take all splits for classes."""
+    (photos / 'valid').rename(photos / 'testing')
+    assert len(open_photos(photos, 'testing')) == 3 * len(ENDINGS)
+    with pytest.raises(UserError, match='holds testing, train, where a folder test is expected'):
+        open_photos(photos, 'test')
+    with pytest.raises(UserError, match='where a folder test is expected'):
+        open_photos(photos, 'test', split_option='--val-split')
+
+
+@pytest.mark.parametrize('dataset', ['', 'torch/image_folder'])
+def test_classes_go_by_name_in_every_data_set(photos, dataset):
+    """Where the network's order is another one than that of the folders, and where one of its classes is missing."""
+    source = DataSource(str(photos), dataset)
+    opened = open_dataset(source, 'train', names=['owl', 'fox', 'cat', 'dog'])
+    assert class_indices(opened) == dict(cat=2, dog=3, owl=0)
+    each = len(opened) // 3  # torchvision does not read GIF
+    assert each >= 7
+    loaded = torch.utils.data.DataLoader(opened, 24, num_workers=1, collate_fn=lambda batch: [y for _, y in batch])
+    assert next(iter(loaded)) == [2] * each + [3] * each + [0] * each
+    (photos / 'val').mkdir()
+    for name in ('cat', 'owl'):
+        shutil.copytree(photos / 'valid' / name, photos / 'val' / name)
+    shutil.rmtree(photos / 'valid')
+    with pytest.raises(UserError, match="classes of the splits differ, first in 'dog'"):
+        open_splits(SplitSpec(source, 4, val_split='val'), 3)
+
+
 @pytest.mark.parametrize('in_memory', [[], ['--in-memory', '--no-aug', '--workers', '0']], ids=str)
 @pytest.mark.parametrize('channels', [1, 3])
 def test_data_sets_of_torchvision(tmp_path, capsys, channels, in_memory):

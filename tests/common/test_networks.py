@@ -64,6 +64,12 @@ def test_what_is_said_comes_first(run):
                           interpolation='bilinear', crop_mode='squash')
 
 
+def test_arguments_of_the_model_that_are_said_are_added_to_those_of_the_run(run):
+    spec = NetworkSpec(model_kwargs=dict(drop_path_rate=0.1, hidden_dim=8))
+    trained = dict(model='rla_resnet18', model_kwargs=dict(context='gmp', hidden_dim=4))
+    assert spec.completed(trained).model_kwargs == dict(context='gmp', hidden_dim=8, drop_path_rate=0.1)
+
+
 def test_a_named_model_has_its_size_for_testing(run):
     """As with timm's validate.py; the checkpoint has the weights only."""
     spec = NetworkSpec('rla_resnet18', SMALL, checkpoint=run(img_size=64, crop_pct=0.8))

@@ -262,6 +262,19 @@ def test_command_line(hosted, image_folder, tmp_path, monkeypatch, capsys, gone,
     assert not (tmp_path / 'output').exists()
 
 
+@pytest.mark.parametrize('command', ['validate', 'predict'])
+def test_without_a_checkpoint(hosted, image_folder, tmp_path, monkeypatch, caplog, command):
+    """The hosted weights are taken, as by timm's scripts; random ones where none are hosted, which is said."""
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    data = [str(image_folder / 'validation' / '0')] if command == 'predict' else ['--data-dir', str(image_folder)]
+    options = ['--device', 'cpu', '--workers', '0', '--img-size', '32', '--model-kwargs']
+    small = [f'{key}={value}' for key, value in SMALL.items()]
+    assert cli.main([command, *data, '--model', 'rla_resnet18', *options, *small]) == 0
+    assert hosted.count(f'^GET .*{WEIGHTS}') == 1 and 'random weights' not in caplog.text
+    assert cli.main([command, *data, '--model', 'rla_resnet20_cifar', *options]) == 0
+    assert 'rla_resnet20_cifar: random weights' in caplog.text
+
+
 def test_other_classes_and_channels(hosted, source, tmp_path):
     model = create(tmp_path, num_classes=10, in_chans=1)
     grey = images(channels=1)

@@ -20,6 +20,7 @@ from hub_helpers import (
     trained,
 )
 from huggingface_hub import ModelCard, constants
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import timm_rla_cli as cli
@@ -148,6 +149,29 @@ def test_export_into_a_folder_that_is_not_empty(runs, tmp_path, fails):
 def test_export_into_an_empty_folder(runs, tmp_path):
     (tmp_path / 'out').mkdir()
     assert (export(runs.plain / 'last.pth.tar', tmp_path / 'out') / WEIGHTS).is_file()
+
+
+def test_others_may_read_the_weights(runs, tmp_path):
+    folder = export(runs.plain / 'last.pth.tar', tmp_path / 'out')
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(folder / 'config.json').stat().st_mode}
+
+
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), SafetensorError('No space left on device')])
+def test_export_on_a_full_disk(runs, tmp_path, fails, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr('timm_rla.hub.export.save_for_hf', full)
+    assert 'No space left on device' in fails('export', runs.plain / 'last.pth.tar', tmp_path / 'out')
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_names_no_folder_of_the_machine(runs, tmp_path):
+    content = torch.load(runs.plain / 'last.pth.tar', weights_only=False)
+    vars(content['args']).update(initial_checkpoint='/home/me/secret/start.pth', log_wandb=True, wandb_project='secret')
+    torch.save(content, tmp_path / 'last.pth.tar')
+    card = (export(tmp_path / 'last.pth.tar', tmp_path / 'out') / 'README.md').read_text()
+    assert 'secret' not in card and recipe(card)['initial_checkpoint'] == 'start.pth'
 
 
 def without(key):

@@ -1,5 +1,6 @@
 """Which classes a network gets right, and for which others it takes the rest."""
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, List, Sequence
 
@@ -28,12 +29,12 @@ class Confusion:
         pairs = targets * num_classes + predicted
         return cls(torch.bincount(pairs, minlength=num_classes ** 2).view(num_classes, num_classes))
 
-    @property
+    @cached_property
     def images(self) -> torch.Tensor:
         """Images of each class [K]."""
         return self.counts.sum(1)
 
-    @property
+    @cached_property
     def accuracy(self) -> torch.Tensor:
         """Of each class in percent [K]; nan where there are no images."""
         return 100 * self.counts.diagonal() / self.images
@@ -47,15 +48,16 @@ class Confusion:
 
 def format_classes(confusion: Confusion, names: Sequence[str]) -> str:
     """Lines of text: images and accuracy of each class, of many those with the lowest accuracy."""
-    present = [index for index in range(len(names)) if confusion.images[index] > 0]
-    shown = sorted(present, key=lambda index: confusion.accuracy[index].item())[:SHOWN]
+    accuracy = confusion.accuracy.tolist()
+    present = confusion.images.nonzero().flatten().tolist()
+    shown = sorted(present, key=accuracy.__getitem__)[:SHOWN]
     shown = sorted(shown) if len(present) <= SHOWN else shown
     rows = [('class', 'images', 'accuracy %', 'most often taken for')]
     for index in shown:
         other = confusion.mistaken_for(index)
         text = f'{short_name(names[other])} ({int(confusion.counts[index, other])})' if other >= 0 else ''
         rows.append((short_name(names[index]), f'{int(confusion.images[index]):,}',
-                     f'{confusion.accuracy[index]:.2f}', text))
+                     f'{accuracy[index]:.2f}', text))
     widths = [max(len(row[column]) for row in rows) for column in (1, 2)]
     rows = [(name, *(cell.rjust(width) for cell, width in zip(cells, widths)), text) for name, *cells, text in rows]
     more = '' if len(present) <= SHOWN else f'\nthe {SHOWN} classes with the lowest accuracy, of {len(present)}'
@@ -120,8 +122,11 @@ def most_confused(confusion: Confusion, count: int) -> List[int]:
     wrong = confusion.counts.clone()
     wrong.fill_diagonal_(0)
     pairs = torch.triu(wrong + wrong.T).flatten()
+    # 2 * count pairs would do, were there no two alike: of these, those of the first classes
+    least = pairs.topk(min(len(pairs), count ** 2)).values[-1]
     chosen: List[int] = []
-    for pair in pairs.argsort(descending=True, stable=True).tolist():
+    candidates = (pairs >= least).nonzero().flatten()
+    for pair in candidates[pairs[candidates].argsort(descending=True, stable=True)].tolist():
         for index in divmod(pair, len(wrong)):
             if index not in chosen and len(chosen) < count:
                 chosen.append(index)

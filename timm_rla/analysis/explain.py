@@ -5,6 +5,7 @@ from typing import Dict, NamedTuple, Optional, Sequence
 import torch
 from PIL import Image
 
+from ..common.device import NETWORK_ERRORS
 from ..common.errors import blame
 from ..common.images import ImageNetwork
 from .attention import attention_modules, normalize_attention, record_attention, stack_attention
@@ -80,7 +81,7 @@ def _observe(
     device = next(model.parameters()).device
     has_attention = bool(attention_modules(model))
     with record_attention(model) if has_attention else nullcontext() as attention, \
-            blame(f'--layers {" ".join(layers)}' if layers else f'--model {network.name}', ValueError):
+            blame(f'--layers {" ".join(layers)}' if layers else f'--model {network.name}', *NETWORK_ERRORS):
         cam = grad_cam(model, pixels[None].to(device), target, layers)
     mean, std = (torch.tensor(network.data_config[key])[:, None, None] for key in ('mean', 'std'))
     return _Observation(

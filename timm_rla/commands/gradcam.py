@@ -106,5 +106,6 @@ def _class_names(args: argparse.Namespace, network: ImageNetwork) -> List[str]:
     source, num_classes = data_source(args), network.model.num_classes
     dataset = None
     if source.data_dir or source.dataset:
-        dataset = open_dataset(source, args.split, num_classes=num_classes, names=network.label_names)
+        dataset = open_dataset(
+            source, args.split, network.data_config['input_size'][0], num_classes, names=network.label_names)
     return class_names(num_classes, dataset, network.label_names)

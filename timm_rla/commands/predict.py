@@ -48,7 +48,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     if not paths:
         raise UserError('; '.join(problems))
     placement = place(args.device)
-    network = load_network(network_spec(args), verbose=True)
+    network = load_network(network_spec(args).or_hosted(), verbose=True)
     placement.place_model(network.model)
     names = class_names(network.model.num_classes, None, network.label_names)
     prepared = prepare_network(network, args.crop_border_pixels)
@@ -106,7 +106,8 @@ def _predict(
             probabilities = iter(())
             if whole:
                 inputs, _ = placement.place_batch(torch.stack(whole), torch.empty(0))
-                probabilities = iter(network.model(inputs).softmax(1).cpu())
+                with placement.blame(inputs):
+                    probabilities = iter(network.model(inputs).softmax(1).cpu())
             for entry in batch:
                 yield paths[done], entry if isinstance(entry, str) else next(probabilities)
                 done += 1

@@ -105,7 +105,7 @@ def _validate(
     Raises:
         UserError: Bad input.
     """
-    network = load_network(network_spec(args), verbose=place.primary)
+    network = load_network(network_spec(args).or_hosted(), verbose=place.primary)
     model, data_config = network.model, network.data_config
     param_count = sum(p.numel() for p in model.parameters())
     if args.reparam:

@@ -1,7 +1,7 @@
 """Datasets: timm's own, with every sample and every class accounted for."""
 import os
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from PIL import ImageMode
 from timm.data import ImageDataset, IterableImageDataset, create_dataset
@@ -9,7 +9,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from .errors import UserError, blame, printable
 from .image_folder import IMAGE_TYPES, check_folder, leave_out_hidden, left_out, shorten
-from .strict_datasets import StrictImageDataset, StrictImageStream, StrictTorchDataset
+from .strict_datasets import StrictImageDataset, StrictImageStream, StrictTorchDataset, renumber
 
 __all__ = [
     'DataSource', 'check_same_classes', 'class_indices', 'describe_dataset', 'image_mode', 'label_names',
@@ -103,12 +103,7 @@ def open_dataset(
         check_folder(source.data_dir, split, split_option)
     if source.class_map:
         _check_class_map(source.class_map, source.data_dir)
-    create = _creation(source, split, in_chans, num_samples, batch_size, **kwargs)
-    dataset = create(source.class_map)
-    if names and not source.class_map:
-        indices = _indices_by_name(class_indices(dataset), names, source.option)
-        if indices != class_indices(dataset):
-            dataset = create(indices)
+    dataset = _create(source, split, in_chans, num_samples, batch_size, **kwargs)
     if type(dataset) is ImageDataset:
         dataset = StrictImageDataset(dataset, source.data_dir, num_classes)
     elif source.dataset.lower().startswith('torch/'):
@@ -116,6 +111,8 @@ def open_dataset(
             dataset, image_mode(in_chans, source.input_img_mode), source.option, num_classes)
     elif type(dataset) is IterableImageDataset:
         dataset = StrictImageStream(dataset, source.data_dir, num_classes)
+    if names and not source.class_map:
+        renumber(dataset, _indices_by_name(class_indices(dataset), names, source.option), class_indices(dataset))
     indices = class_indices(dataset)
     if '' in indices:  # timm's name for the class of images that lie in no folder of a class
         raise UserError(f'{source.option}: images outside of the folders of classes, in {dataset.reader.root}')
@@ -124,40 +121,36 @@ def open_dataset(
     return dataset
 
 
-def _creation(
+def _create(
         source: DataSource,
         split: str,
         in_chans: int,
         num_samples: Optional[int],
         batch_size: int,
         **kwargs: Any,
-) -> Callable[[Any], Any]:
-    """timm's `create_dataset` as a function of the class map alone."""
+) -> Any:
+    """timm's `create_dataset`, without what is hidden. Arguments as in `open_dataset`."""
     if not source.input_key and not source.dataset and os.path.isdir(source.data_dir):
         source = replace(source, input_key=';'.join(IMAGE_TYPES))  # what timm's reader of folders takes them for
-
-    def create(class_map: Any) -> Any:
-        with blame(source.option, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
-                   TypeError, ValueError):  # of timm's readers, torchvision, datasets for unknown names
-            dataset = create_dataset(
-                source.dataset,
-                root=source.data_dir,
-                split=split,
-                class_map=class_map,
-                download=source.download,
-                batch_size=batch_size,
-                input_img_mode=image_mode(in_chans, source.input_img_mode),
-                input_key=source.input_key,
-                target_key=source.target_key,
-                num_samples=num_samples,
-                trust_remote_code=source.trust_remote_code,
-                **kwargs,
-            )
-        if isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
-            leave_out_hidden(dataset.reader, source.option, number_anew=not class_map)
-        return dataset
-
-    return create
+    with blame(source.option, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
+               TypeError, ValueError):  # of timm's readers, torchvision, datasets for unknown names
+        dataset = create_dataset(
+            source.dataset,
+            root=source.data_dir,
+            split=split,
+            class_map=source.class_map,
+            download=source.download,
+            batch_size=batch_size,
+            input_img_mode=image_mode(in_chans, source.input_img_mode),
+            input_key=source.input_key,
+            target_key=source.target_key,
+            num_samples=num_samples,
+            trust_remote_code=source.trust_remote_code,
+            **kwargs,
+        )
+    if isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
+        leave_out_hidden(dataset.reader, source.option, number_anew=not source.class_map)
+    return dataset
 
 
 def _check_name(dataset: str) -> None:
@@ -181,8 +174,9 @@ def _check_class_map(path: str, root: Optional[str]) -> None:
 
 def class_indices(dataset: Any) -> Dict[Any, int]:
     """Index of each class by its name; empty where a dataset does not say."""
-    reader = getattr(dataset, 'reader', dataset)
-    return getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
+    reader = getattr(dataset, 'reader', None)
+    return (getattr(dataset, 'class_to_idx', None) or getattr(reader, 'class_to_idx', None)
+            or getattr(reader, 'class_name_to_idx', None) or {})
 
 
 def label_names(dataset: Any) -> Optional[List[str]]:
@@ -213,7 +207,7 @@ def check_same_classes(train: Any, evaluation: Any) -> None:
     Raises:
         UserError: Names or indices of the classes differ.
     """
-    classes = [class_indices(dataset) if hasattr(dataset, 'reader') else {} for dataset in (train, evaluation)]
+    classes = [class_indices(dataset) for dataset in (train, evaluation)]
     if all(classes) and classes[0] != classes[1]:
         differ = sorted(set(classes[0].items()) ^ set(classes[1].items()))
         raise UserError(f'--data-dir: classes of the splits differ, first in {differ[0][0]!r}; a --class-map can say '

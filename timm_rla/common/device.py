@@ -13,7 +13,12 @@ from timm.utils.distributed import init_distributed_device_so
 from .._torch import has_bfloat16
 from .errors import UserError, blame
 
-__all__ = ['Placement', 'check_device', 'default_device', 'default_workers', 'mixed_precision', 'place']
+__all__ = [
+    'NETWORK_ERRORS', 'Placement', 'check_device', 'default_device', 'default_workers', 'mixed_precision', 'place',
+]
+
+# What networks raise for images that they cannot take, or labels, and for lack of memory
+NETWORK_ERRORS = (AssertionError, IndexError, MemoryError, RuntimeError, ValueError)
 
 _logger = logging.getLogger(__name__)
 
@@ -56,9 +61,9 @@ class Placement:
             images: [B, in_chans, H, W]
         """
         # Among several processes a RuntimeError may say that another one has failed, and why is said there
-        errors = (torch.cuda.OutOfMemoryError,) if self.distributed else (RuntimeError,)
-        subject = f'images {list(images.shape)} on {self.device}'
-        return blame(subject, AssertionError, IndexError, MemoryError, ValueError, *errors)
+        errors = [torch.cuda.OutOfMemoryError if self.distributed and error is RuntimeError else error
+                  for error in NETWORK_ERRORS]
+        return blame(f'images {list(images.shape)} on {self.device}', *errors)
 
     def gather(self, items: List[Any]) -> List[Any]:
         """Items of all processes, in the order of their ranks; the same list in each process."""

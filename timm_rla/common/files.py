@@ -136,7 +136,8 @@ def check_outputs(outputs: Iterable[Tuple[str, Path]], inputs: Iterable[Union[st
         UserError: One cannot be written, or would take the place of what the command reads or writes otherwise, or of
             the log of a training run.
     """
-    read = {_identity(path) for path in inputs}
+    outputs = list(outputs)
+    read = {_identity(path) for path in inputs} if outputs else set()  # a million images take their time
     written: Dict[Any, Path] = {}
     for option, path in outputs:
         check_writable(path, option)

@@ -13,9 +13,8 @@ IMAGE_TYPES = (  # what Pillow reads; timm itself takes the first three
     '.png', '.jpg', '.jpeg', '.jfif', '.webp', '.avif', '.bmp', '.tif', '.tiff', '.gif', '.jp2', '.ppm', '.pgm', '.pbm',
     '.tga',
 )
-SPLITS = (  # names of one split, the first two rows as in timm
-    ('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'), ('test', 'testing'),
-)
+SAME = (('train', 'training'), ('validation', 'val', 'valid', 'eval', 'evaluation'))  # names of one split, for timm
+SPLITS = (*SAME, ('test', 'testing'))  # what is a split, whatever it is called
 SHOWN = 5  # names in a line
 
 
@@ -36,15 +35,15 @@ def check_folder(root: Optional[str], split: str, option: str) -> None:
         raise UserError(f'--data-dir {root}: no such folder')
     if os.path.isfile(root):
         return
-    names = next((names for names in SPLITS if split in names), (split,))
+    names = next((names for names in SAME if split in names), (split,))
     folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if split in folders or set(names) & set(folders):
         return
     splits = [name for name in folders if any(name in names for names in SPLITS) and _holds_folders(root, name)]
     if not folders or splits or option != '--split':
         found = f'holds {shorten(folders)}' if folders else 'holds no folders'
-        others = [name for name in splits if (name in SPLITS[0]) == (option == '--train-split')]
-        hint = f'; {option} {others[0]} takes that one' if others and split not in SPLITS[0] else ''
+        others = [name for name in splits if (name in SAME[0]) == (option == '--train-split')]
+        hint = f'; {option} {others[0]} takes that one' if others and split not in SAME[0] else ''
         hint += f"; {option} '' leaves it out" if option == '--val-split' else ''
         raise UserError(f'--data-dir {root}: {found}, where a folder {" or ".join(names)} is expected{hint}')
 

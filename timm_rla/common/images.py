@@ -1,7 +1,7 @@
 """Image files: found, read, and made into the input of a network."""
 import os
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -72,15 +72,22 @@ def find_images(names: Sequence[str], recursive: bool = False) -> Tuple[List[Pat
     problems: List[str] = []
     for path in map(Path, names):
         if os.path.isdir(path):
-            files = path.rglob('*') if recursive else path.iterdir()
-            found = sorted(p for p in files if p.suffix.lower() in IMAGE_TYPES and p.is_file() and not any(
-                part.startswith('.') for part in p.relative_to(path).parts))  # hidden, as programs leave them
+            found = sorted(_images_in(path, recursive))
             if not found:
                 problems.append(f'{path}: a folder without images')
             paths += found
         else:
             paths.append(path)
     return paths, problems
+
+
+def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Images in a folder, and in its folders, linked ones, too; none that is hidden, as programs leave them."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if recursive and not name.startswith('.')]
+        for path in (Path(parent, name) for name in files if not name.startswith('.')):
+            if path.suffix.lower() in IMAGE_TYPES and os.path.isfile(path):
+                yield path
 
 
 def read_image(path: Path) -> Image.Image:

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Type
 import timm
 import torch
 import torch.nn as nn
-from timm.models import create_model, load_model_config_from_hf
+from timm.models import create_model, get_pretrained_cfg, load_model_config_from_hf
 
 from .._timm import load_model_config_from_path
 from .checkpoint import load_weights, read_checkpoint
@@ -55,6 +55,14 @@ class NetworkSpec:
     input: InputSpec = InputSpec()
     use_test_size: bool = True
 
+    def or_hosted(self) -> 'NetworkSpec':
+        """With the weights that timm hosts where there is no checkpoint, as timm's validate.py and inference.py."""
+        if self.checkpoint or self.model is None or self.model.startswith(SAVED):
+            return self
+        with blame(f'--model {self.model}', RuntimeError):  # no such tag
+            config = get_pretrained_cfg(self.model, allow_unregistered=True)
+        return replace(self, pretrained=self.pretrained or config is not None and config.has_weights)
+
     def completed(self, trained: Dict[str, Any]) -> 'NetworkSpec':
         """The network of a training run, validated as during the run where nothing else is said.
 
@@ -78,7 +86,7 @@ class NetworkSpec:
         return replace(
             self,
             model=trained['model'],
-            model_kwargs={**bn_eps, **(self.model_kwargs or trained.get('model_kwargs') or {})},
+            model_kwargs={**bn_eps, **(trained.get('model_kwargs') or {}), **self.model_kwargs},
             num_classes=self.num_classes or trained.get('num_classes'),
             global_pool=self.global_pool or trained.get('gp'),
             input=replace(self.input, **said),

@@ -3,7 +3,9 @@
 So is a label that is no class of the network, which on a GPU would end the process without a word about it.
 """
 import numbers
-from typing import Any, Callable, Iterator, Optional, Tuple
+from functools import partial
+from operator import getitem
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 from PIL import Image, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset
@@ -13,7 +15,7 @@ from .._timm import report_webdataset_errors
 from .errors import UserError, one_line
 from .pixels import eight_bits, transformed
 
-__all__ = ['StrictImageDataset', 'StrictImageStream', 'StrictTorchDataset']
+__all__ = ['StrictImageDataset', 'StrictImageStream', 'StrictTorchDataset', 'renumber']
 
 
 class StrictImageDataset(ImageDataset):
@@ -106,6 +108,7 @@ class StrictTorchDataset(Dataset):
         self.option = option
         self.num_classes = num_classes
         self.transform: Optional[Callable[[Any], Any]] = None
+        self.target_transform: Optional[Callable[[Any], Any]] = None
         self.class_to_idx = getattr(dataset, 'class_to_idx', None)
 
     def __len__(self) -> int:
@@ -122,7 +125,21 @@ class StrictTorchDataset(Dataset):
         except Exception as e:  # torchvision and PIL raise whatever a damaged file leads them to
             _cannot_read(name, e)
         _check_label(target, self.num_classes, lambda: name)
+        target = target if self.target_transform is None else self.target_transform(target)
         return image if self.transform is None else transformed(self.transform, image, f'image {name}'), target
+
+
+def renumber(dataset: Any, indices: Dict[Any, int], before: Dict[Any, int]) -> None:
+    """Give the classes of a dataset other indices, in place.
+
+    Args:
+        dataset: One of the above.
+        indices: By the names of the classes.
+        before: Those that the dataset gives them.
+    """
+    dataset.class_to_idx = indices
+    if indices != before:
+        dataset.target_transform = partial(getitem, {before[name]: index for name, index in indices.items()})
 
 
 def _check_label(label: Any, num_classes: Optional[int], name: Callable[[], str]) -> None:

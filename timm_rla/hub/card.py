@@ -24,7 +24,10 @@ _CITATION = '''@misc{anonymous2020recurrent,
 _MACHINE = {  # options that say where and how a run went, not what it trained
     'data', 'data_dir', 'output', 'experiment', 'resume', 'workers', 'device', 'local_rank', 'log_interval', 'pin_mem',
     'checkpoint_hist', 'device_modules', 'dataset_download', 'rank', 'world_size', 'distributed', 'prefetcher',
+    'recovery_interval', 'validation_batch_size', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id',
+    'log_tensorboard',
 }
+_FILES = {'initial_checkpoint', 'pretrained_path', 'class_map'}  # options whose folders are nobody else's business
 _PICTURE_TEXTS = {
     'attention.png': 'Layer attention over the blocks: mean and one standard deviation over the validation images',
     'curves.png': 'Loss and error over the epochs',
@@ -55,10 +58,12 @@ model = AutoModelForImageClassification.from_pretrained('{repo_id}')
 def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
     """Options of a run that differ from their defaults and make a difference to what is trained."""
     defaults = vars(parse(train_parser(), []))
-    return {
+    found = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
         if key in defaults and key not in _MACHINE and value != defaults[key]
     }
+    found.update({key: Path(found[key]).name for key in _FILES & found.keys() if isinstance(found[key], str)})
+    return found
 
 
 def measured_accuracy(

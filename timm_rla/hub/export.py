@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from PIL import Image
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 
 from ..common.checkpoint import read_checkpoint, weights_id
@@ -54,8 +55,9 @@ def export(
     Raises:
         UserError: The checkpoint cannot be used, or the folder is not empty or cannot be written.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f'{directory}: not an empty folder')
+    with blame(str(directory), OSError):  # a folder that may not be read
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UserError(f'{directory}: not an empty folder')
     source = f'CHECKPOINT {checkpoint}'
     content = read_checkpoint(str(checkpoint), 'CHECKPOINT')
     spec = trained_spec(NetworkSpec(use_ema=use_ema), content, source)
@@ -78,7 +80,7 @@ def export(
         dataset_name=dataset_name,
         license_id=license_id,
     )
-    with blame(str(directory), OSError):
+    with blame(str(directory), OSError, SafetensorError):  # the second on a full disk
         new = not directory.exists()
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent if new else directory, prefix='.export.') as temporary:
@@ -138,3 +140,5 @@ def _save(network: Network, folder: Path, spec: NetworkSpec) -> None:
     cfg.update(network.data_config, num_classes=network.model.num_classes)
     config['pretrained_cfg'] = {key: value for key, value in cfg.items() if key not in FOREIGN and value is not None}
     path.write_text(json.dumps(config, indent=2) + '\n')
+    for file in folder.iterdir():  # safetensors makes files that nobody else may read
+        file.chmod(path.stat().st_mode)

@@ -25,7 +25,7 @@ def push(
     Args:
         folder: As from `export`.
         repo_id: Repository, made if it is not there.
-        private: Make it a private one; one that is there must be private.
+        private: Make it a private one; one that is there must be private. Else it is as its owner's settings have it.
         revision: Branch, made if it is not there.
         create_pr: Open a pull request instead.
         token: Access token.
@@ -38,7 +38,7 @@ def push(
     """
     api = HfApi(token=token, library_name='timm_rla', library_version=__version__)
     try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise UserError(f'--private: {repo_id} is there, and public; nothing was published')
         if revision and not create_pr:

@@ -8,7 +8,7 @@ same logits and neutral, untrained attention. Their data configuration is that o
 """
 from dataclasses import replace
 from functools import partial
-from typing import Any, Callable, Dict, Type
+from typing import Any, Dict, Type
 
 from timm.layers import SEModule
 from timm.models import (
@@ -83,24 +83,39 @@ def _cifar_cfg() -> Dict[str, Any]:
 
 _BASIC = dict(block=RLABasicBlock, hidden_dim=128, reduction=8)  # M, r that the paper's count for depth 18 holds
 _BOTTLENECK = dict(block=RLABottleneck, hidden_dim=512, reduction=16)  # likewise for depths 50 and 101
-
-_CIFAR = dict(block=BasicBlock)
-_CIFAR_RLA = dict(block=RLABasicBlock, hidden_dim=4, reduction=1)
-_CIFAR_VECTOR = dict(_CIFAR_RLA, vector=True, hidden_dim=32, reduction=16)
-_CIFAR_SE = dict(attn_layer=partial(SEModule, rd_divisor=1))  # C / 16 exactly, where timm would round up to 8
-_CIFAR_FAMILIES = {
-    'resnet': (CifarResNet, _CIFAR),
-    'seresnet': (CifarResNet, dict(_CIFAR, **_CIFAR_SE)),
-    'rla_resnet': (RLACifarResNet, _CIFAR_RLA),
-    'rla_seresnet': (RLACifarResNet, dict(_CIFAR_RLA, **_CIFAR_SE)),
-    'rla_vector_resnet': (RLACifarResNet, _CIFAR_VECTOR),
+_18 = dict(_BASIC, layers=(2, 2, 2, 2))
+_50 = dict(_BOTTLENECK, layers=(3, 4, 6, 3))
+_101 = dict(_BOTTLENECK, layers=(3, 4, 23, 3))
+_IMAGENET = {  # by name: arguments, docstring
+    'rla_resnet18': (_18, 'ResNet-18 with layer attention.'),
+    'rla_resnet34': (
+        dict(_BASIC, layers=(3, 4, 6, 3)),
+        'ResNet-34 with layer attention; not in the paper, M and r as for depth 18.'),
+    'rla_resnet50': (_50, 'ResNet-50 with layer attention.'),
+    'rla_resnet101': (_101, 'ResNet-101 with layer attention.'),
+    'rla_resnet152': (
+        dict(_BOTTLENECK, layers=(3, 8, 36, 3)),
+        'ResNet-152 with layer attention; not in the paper, M and r as for depth 101.'),
+    'rla_seresnet18': (dict(_18, attn_layer='se'), 'SE-ResNet-18 with layer attention (IA+RLA).'),
+    'rla_seresnet50': (dict(_50, attn_layer='se'), 'SE-ResNet-50 with layer attention (IA+RLA).'),
+    'rla_seresnet101': (dict(_101, attn_layer='se'), 'SE-ResNet-101 with layer attention (IA+RLA).'),
+    'rla_vector_resnet18': (dict(_18, vector=True), 'ResNet-18 with one layer attention per channel (RLA-vector).'),
+    'rla_vector_resnet50': (dict(_50, vector=True), 'ResNet-50 with one layer attention per channel (RLA-vector).'),
+    'rla_vector_resnet101': (dict(_101, vector=True), 'ResNet-101 with one layer attention per channel (RLA-vector).'),
+    'rla_resnet50d': (
+        dict(_50, stem_width=32, stem_type='deep', avg_down=True), 'ResNet-50-D with layer attention.'),
+    'rla_resnext50_32x4d': (dict(_50, cardinality=32, base_width=4), 'ResNeXt-50 32x4d with layer attention.'),
 }
 
-_IMAGENET = (
-    'rla_resnet18', 'rla_resnet34', 'rla_resnet50', 'rla_resnet101', 'rla_resnet152', 'rla_seresnet18',
-    'rla_seresnet50', 'rla_seresnet101', 'rla_vector_resnet18', 'rla_vector_resnet50', 'rla_vector_resnet101',
-    'rla_resnet50d', 'rla_resnext50_32x4d',
-)
+_CIFAR_RLA = dict(block=RLABasicBlock, hidden_dim=4, reduction=1)
+_CIFAR_SE = dict(attn_layer=partial(SEModule, rd_divisor=1))  # C / 16 exactly, where timm would round up to 8
+_CIFAR_FAMILIES = {
+    'resnet': (CifarResNet, dict(block=BasicBlock)),
+    'seresnet': (CifarResNet, dict(block=BasicBlock, **_CIFAR_SE)),
+    'rla_resnet': (RLACifarResNet, _CIFAR_RLA),
+    'rla_seresnet': (RLACifarResNet, dict(_CIFAR_RLA, **_CIFAR_SE)),
+    'rla_vector_resnet': (RLACifarResNet, dict(_CIFAR_RLA, vector=True, hidden_dim=32, reduction=16)),
+}
 
 default_cfgs = generate_default_cfgs({
     **{key: cfg for name in _IMAGENET for key, cfg in _backbone_cfgs(name).items()},
@@ -108,111 +123,20 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-@register_model
-def rla_resnet18(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-18 with layer attention."""
-    model_args = dict(_BASIC, layers=(2, 2, 2, 2))
-    return _create_resnet(RLAResNet, 'rla_resnet18', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_resnet34(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-34 with layer attention; not in the paper, M and r as for depth 18."""
-    model_args = dict(_BASIC, layers=(3, 4, 6, 3))
-    return _create_resnet(RLAResNet, 'rla_resnet34', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_resnet50(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-50 with layer attention."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3))
-    return _create_resnet(RLAResNet, 'rla_resnet50', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_resnet101(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-101 with layer attention."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3))
-    return _create_resnet(RLAResNet, 'rla_resnet101', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_resnet152(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-152 with layer attention; not in the paper, M and r as for depth 101."""
-    model_args = dict(_BOTTLENECK, layers=(3, 8, 36, 3))
-    return _create_resnet(RLAResNet, 'rla_resnet152', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_seresnet18(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """SE-ResNet-18 with layer attention (IA+RLA)."""
-    model_args = dict(_BASIC, layers=(2, 2, 2, 2), attn_layer='se')
-    return _create_resnet(RLAResNet, 'rla_seresnet18', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_seresnet50(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """SE-ResNet-50 with layer attention (IA+RLA)."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3), attn_layer='se')
-    return _create_resnet(RLAResNet, 'rla_seresnet50', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_seresnet101(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """SE-ResNet-101 with layer attention (IA+RLA)."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3), attn_layer='se')
-    return _create_resnet(RLAResNet, 'rla_seresnet101', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_vector_resnet18(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-18 with one layer attention per channel (RLA-vector)."""
-    model_args = dict(_BASIC, layers=(2, 2, 2, 2), vector=True)
-    return _create_resnet(RLAResNet, 'rla_vector_resnet18', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_vector_resnet50(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-50 with one layer attention per channel (RLA-vector)."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3), vector=True)
-    return _create_resnet(RLAResNet, 'rla_vector_resnet50', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_vector_resnet101(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-101 with one layer attention per channel (RLA-vector)."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 23, 3), vector=True)
-    return _create_resnet(RLAResNet, 'rla_vector_resnet101', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_resnet50d(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNet-50-D with layer attention."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3), stem_width=32, stem_type='deep', avg_down=True)
-    return _create_resnet(RLAResNet, 'rla_resnet50d', pretrained, **dict(model_args, **kwargs))
-
-
-@register_model
-def rla_resnext50_32x4d(pretrained: bool = False, **kwargs) -> RLAResNet:
-    """ResNeXt-50 32x4d with layer attention."""
-    model_args = dict(_BOTTLENECK, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
-    return _create_resnet(RLAResNet, 'rla_resnext50_32x4d', pretrained, **dict(model_args, **kwargs))
-
-
-def _cifar_entry_point(family: str, depth: int) -> Callable[..., ResNet]:
-    net, family_args = _CIFAR_FAMILIES[family]
-    blocks = (depth - 2) // 6  # in each of the three stages, two layers each; stem and classifier make up the rest
-
+def _register(name: str, net: Type[ResNet], model_args: Dict[str, Any], doc: str) -> None:
+    """Make the entry point of a variant, which timm finds by its name."""
     def entry_point(pretrained: bool = False, **kwargs) -> ResNet:
-        model_args = dict(family_args, layers=(blocks,) * 3)
-        return _create_resnet(net, entry_point.__name__, pretrained, **dict(model_args, **kwargs))
+        return _create_resnet(net, name, pretrained, **dict(model_args, **kwargs))
 
-    entry_point.__name__ = entry_point.__qualname__ = f'{family}{depth}_cifar'
-    entry_point.__doc__ = f'{depth} layers for 32 x 32 images; families: ' + ', '.join(_CIFAR_FAMILIES)
-    return entry_point
+    entry_point.__name__ = entry_point.__qualname__ = name
+    entry_point.__doc__ = doc
+    globals()[name] = register_model(entry_point)
 
 
-for _family in _CIFAR_FAMILIES:
+for _name, (_args, _doc) in _IMAGENET.items():
+    _register(_name, RLAResNet, _args, _doc)
+for _family, (_net, _args) in _CIFAR_FAMILIES.items():
     for _depth in CIFAR_DEPTHS:
-        _entry_point = register_model(_cifar_entry_point(_family, _depth))
-        globals()[_entry_point.__name__] = _entry_point
+        # blocks in each of the three stages, two layers each; stem and classifier make up the rest
+        _register(f'{_family}{_depth}_cifar', _net, dict(_args, layers=((_depth - 2) // 6,) * 3),
+                  f'{_depth} layers for 32 x 32 images; families: {", ".join(_CIFAR_FAMILIES)}')

@@ -270,7 +270,9 @@ def _warn_of_other_images(data: TrainData, workers: int) -> None:
         data: Of the run.
         workers: How many loaded its training images before.
     """
-    if data.train_rng is not None and data.train_rng.workers != workers:
+    if data.train_rng is None:  # --in-memory, without workers
+        return
+    if data.train_rng.workers != workers:
         _logger.warning(f'--workers {data.train_rng.workers}: {workers} before; images are augmented with other random '
                         'numbers from here on than if the run had not been interrupted')
     if shuffles_in_workers(data.train_loader.dataset):

@@ -124,7 +124,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     except OSError as e:
         if _drop_output():
             say(f'error: the output cannot be written: {e.strerror}')
-        elif e.filename is not None and os.environ.get('TIMM_RLA_TRACEBACK') != '1':  # one that may not be read
+        elif isinstance(e, PermissionError) and e.filename is not None and os.environ.get('TIMM_RLA_TRACEBACK') != '1':
             say(f'error: {where()}{os.fsdecode(e.filename)}: {e.strerror}')
         else:
             raise

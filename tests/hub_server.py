@@ -232,10 +232,10 @@ ROUTES = [
     ('POST /api/repos/create', Handler.create),
     ('POST /api/validate-yaml', Handler.validate),
     (f'POST /api/models/{REPO}/branch/([^/]+)', Handler.branch),
-    (f'POST /api/models/{REPO}/preupload/([^/]+)', Handler.preupload),
+    (f'POST /api/models/{REPO}/preupload/(.+)', Handler.preupload),
     (rf'POST /{REPO}\.git/info/lfs/objects/batch', Handler.batch),
     ('PUT /lfs/([0-9a-f]{64})', Handler.put),
-    (f'POST /api/models/{REPO}/commit/([^/]+)', Handler.commit),
+    (f'POST /api/models/{REPO}/commit/(.+)', Handler.commit),
 ]
 
 # With these, no test reaches the network, or the cache and token of whoever runs it

@@ -1,6 +1,7 @@
 """What is read, what is left out, and which class is which."""
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -75,6 +76,24 @@ def test_hidden_folders_are_no_classes(photos):
     assert len(open_photos(photos, 'train', names=['owl', 'dog', 'cat'])) == 24
     shutil.move(photos / 'train', photos / '.hidden' / 'train')
     assert len(open_photos(photos / '.hidden', 'train')) == 24  # what the user names is not hidden
+
+
+def test_linked_folders(photos, monkeypatch):
+    """Each image comes once, also where a link leads back; a folder that cannot be read is said."""
+    (photos / 'train' / 'linked').symlink_to(photos / 'valid' / 'owl')
+    (photos / 'train' / 'back').symlink_to(photos / 'train')
+    found, problems = find_images([str(photos / 'train')], recursive=True)
+    assert len(found) == 32 and not problems
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith('cat'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', denied)
+    found, problems = find_images([str(photos / 'train')], recursive=True)
+    assert len(found) == 24 and problems == [f'{photos / "train" / "cat"}: Permission denied']
 
 
 def test_folders_of_one_name_are_said(photos):

@@ -1,4 +1,5 @@
 """The commands on generated images: training, going on, evaluation beside pycocotools, prediction, export."""
+import argparse
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image, ImageDraw
 
@@ -179,6 +181,74 @@ def test_goes_on_with_the_options_of_the_command(data, tmp_path, monkeypatch):
     assert (group['lr'], group['weight_decay'], group['momentum']) == (pytest.approx(0.0004), 0.01, 0.5)
     rows = list(csv.DictReader((tmp_path / 'cut' / 'summary.csv').read_text().splitlines()))
     assert [float(row['lr']) for row in rows] == pytest.approx([0.004, 0.0004])
+
+
+def test_going_on_from_the_best_of_a_finished_run(data, tmp_path, monkeypatch):
+    """Which was evaluated, and written, behind the last iteration."""
+    from timm_rla.detection.evaluation import CocoMetric
+    numbers, calls = CocoMetric.numbers, []
+
+    def better(self):
+        calls.append(1)
+        return dict(numbers(self), map=len(calls) / 10)
+
+    monkeypatch.setattr(CocoMetric, 'numbers', better)
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment']
+    assert cli.main([*arguments, 'short', '--iterations', '5']) == 0
+    best = tmp_path / 'short' / 'best.ckpt'
+    assert iteration(best) == 5
+    assert cli.main([*arguments, 'short', '--iterations', '7', '--resume', str(best)]) == 0
+    assert iteration(tmp_path / 'short' / 'checkpoint-7.ckpt') == 7
+    assert cli.main([*arguments, 'whole', '--iterations', '7']) == 0
+    found, expected = (torch.load(tmp_path / name / 'checkpoint-7.ckpt', weights_only=True)['state_dict']
+                       for name in ('short', 'whole'))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_steps_of_the_logs_go_on(data, tmp_path, monkeypatch):
+    """Behind each checkpoint that a run goes on from."""
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--eval-interval', '5', '--log-interval',
+                 '1', '--checkpoint-interval', '1', '--experiment']
+    assert cli.main([*arguments, 'whole']) == 0
+    killed_behind(2, monkeypatch, [*arguments, 'cut'])
+    killed_behind(3, monkeypatch, [*arguments, 'cut', '--resume', 'auto'])
+    assert cli.main([*arguments, 'cut', '--resume', 'auto']) == 0
+
+    def losses(folder):
+        rows = [row for path in sorted(folder.glob('logs/version_*/metrics.csv'))
+                for row in csv.DictReader(path.read_text().splitlines()) if row.get('loss')]
+        return {int(row['step']): row['loss'] for row in rows}
+
+    found, expected = losses(tmp_path / 'cut'), losses(tmp_path / 'whole')
+    assert len(expected) == 6 and found and all(expected[step] == loss for step, loss in found.items())
+    assert max(found) == max(expected)
+
+
+def test_going_on_with_an_optimizer_that_counts(data, tmp_path, monkeypatch):
+    """Its counter lies among the options, and is none of them."""
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--opt', 'lookahead_sgd', '--iterations',
+                 '8', '--experiment']
+    assert cli.main([*arguments, 'whole']) == 0
+    killed_behind(2, monkeypatch, [*arguments, 'cut'])
+    assert cli.main([*arguments, 'cut', '--resume', 'auto']) == 0
+    found, expected = (torch.load(tmp_path / name / 'checkpoint-8.ckpt', weights_only=True)['state_dict']
+                       for name in ('cut', 'whole'))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_another_detector_is_refused(data, tmp_path, monkeypatch, capsys):
+    """Also where the command no longer has what the checkpoint of the backbone said."""
+    trained = dict(model='rla_resnet18', model_kwargs=dict(layers=(1, 1, 1, 1), channels=(16, 32, 64, 128)),
+                   mean=[.5, .5, .5], std=[.5, .5, .5])
+    torch.save(dict(state_dict=timm.create_model('rla_resnet18', **trained['model_kwargs']).state_dict(),
+                    args=argparse.Namespace(**trained)), tmp_path / 'classifier.pth.tar')
+    arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']
+    backbone = ['--pretrained-path', str(tmp_path / 'classifier.pth.tar'), '--trainable-layers', '5']
+    killed_behind(2, monkeypatch, [*arguments, *backbone])
+    assert cli.main([*arguments, '--resume', 'auto']) == 2
+    assert 'of a detector with image_' in capsys.readouterr().err
+    assert cli.main([*arguments, *backbone[:2], '--trainable-layers', '2', '--resume', 'auto']) == 2
+    assert '--trainable-layers: --resume' in capsys.readouterr().err
 
 
 def test_goes_on_with_its_own_args(data, tmp_path, monkeypatch, capsys):

@@ -108,6 +108,13 @@ def test_what_a_checkpoint_says_of_its_network(neck, tmp_path, model):
     assert other.transform.image_mean == (0., 0., 0.)
 
 
+def test_arguments_that_its_weights_are_too_small_for(tmp_path):
+    args = argparse.Namespace(model='rla_resnet18', model_kwargs=dict(NARROW, hidden_dim=10 ** 9))
+    torch.save(dict(state_dict=timm.create_model('rla_resnet18', **NARROW).state_dict(), args=args), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='hidden_dim 1000000000, its weights are smaller'):
+        fasterrcnn('rla_resnet18', 4, pretrained=str(tmp_path / 'a.pth'))
+
+
 def test_a_network_without_a_module_for_each_stage():
     with pytest.raises(ValueError, match='trainable_layers: this network has no module'):
         fasterrcnn('mvitv2_tiny', 4, trainable_layers=3, min_size=64, max_size=96)

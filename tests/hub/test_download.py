@@ -271,6 +271,9 @@ def test_without_a_checkpoint(hosted, image_folder, tmp_path, monkeypatch, caplo
     small = [f'{key}={value}' for key, value in SMALL.items()]
     assert cli.main([command, *data, '--model', 'rla_resnet18', *options, *small]) == 0
     assert hosted.count(f'^GET .*{WEIGHTS}') == 1 and 'random weights' not in caplog.text
+    assert 'random classifier' not in caplog.text
+    assert cli.main([command, *data, '--model', 'rla_resnet18', '--num-classes', '10', *options, *small]) == 0
+    assert '--num-classes 10: a random classifier, that of the weights has 1000' in caplog.text
     assert cli.main([command, *data, '--model', 'rla_resnet20_cifar', *options]) == 0
     assert 'rla_resnet20_cifar: random weights' in caplog.text
 

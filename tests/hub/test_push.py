@@ -52,6 +52,14 @@ def test_push_to_a_branch(client, runs, tmp_path):
     assert_same_logits(create(tmp_path, f'hf-hub:{DESTINATION}@v2'), trained(runs.ema / 'last.pth.tar'), 8)
 
 
+def test_push_to_a_pull_request_that_is_there(client, runs):
+    """Which is no branch that could be made."""
+    client.add(DESTINATION)
+    client.repos[DESTINATION].branches['refs/pr/1'] = client.repos[DESTINATION].branches['main']
+    assert cli.main(push(runs.plain, '--token', 'hf_x', '--revision', 'refs/pr/1')) == 0
+    assert not client.count('/branch/') and client.repos[DESTINATION].files('refs/pr/1').keys() >= NAMES
+
+
 def test_private(client, runs, fails):
     """What should be private never goes into a repository that is public."""
     assert cli.main(push(runs.plain, '--token', 'hf_x', '--private')) == 0

@@ -2,6 +2,7 @@
 import csv
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from timm_rla.common.device import Placement
 from timm_rla.common.images import prepare_network
 from timm_rla.common.networks import NetworkSpec, load_network
 from timm_rla.common.options import parse
+from timm_rla.common.stopping import Stopped
 from timm_rla.common.summary import read_summary
 from timm_rla.train import folder as run_folder
 from timm_rla.train.checkpoints import Checkpoints
@@ -178,6 +180,7 @@ def test_what_lies_within_a_later_epoch_goes_before_an_earlier_checkpoint_is_the
         folder.open(Checkpoints(tmp_path, 9), '', 'loss')
         folder.save_state(epoch, {})
         folder.save_epoch(epoch, dict(loss=1.), None, 0.1, dict(state_dict={}))
+    (tmp_path / 'recovery-3-10.pth.tar.timm-rla.tmp').touch()  # as a kill leaves it
     folder.save_recovery_state(3, 20, dict(position=dict(batches=20)))
     recovery = folder.save_recovery(3, 20, dict(state_dict={}))
     assert folder.find_checkpoint('auto') == recovery
@@ -190,6 +193,7 @@ def test_what_lies_within_a_later_epoch_goes_before_an_earlier_checkpoint_is_the
         folder.go_on(tmp_path / 'checkpoint-0.pth.tar', 1)
     found = folder.find_checkpoint('auto')
     assert found.name == 'last.pth.tar' and load(found)['epoch'] == 0
+    assert not list(tmp_path.glob('recovery-*'))
 
 
 @pytest.mark.parametrize('schedule', [
@@ -204,6 +208,24 @@ def test_a_run_that_begins_at_epoch_0_begins_with_the_rates_of_its_schedule(imag
     again = read_summary(train(
         image_folder, tmp_path / 'again', *options, '--resume', trained, '--start-epoch', '0'))
     assert again[0]['lr'] == first[0]['lr'] and len(again) == 3
+
+
+def test_the_rate_of_the_options_holds_within_the_first_epoch(image_folder, tmp_path):
+    options = ['--epochs', '1', '--workers', '0', '--batch-size', '8', '--warmup-epochs', '0', '--lr']
+    real = Trainer._backward
+
+    def backward(self, *args):
+        loss = real(self, *args)
+        if args[-1] == 'epoch 0, batch 2':
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Trainer, '_backward', backward)
+        with pytest.raises(Stopped):
+            train(image_folder, tmp_path, *options, '0.05')
+    row, = read_summary(train(image_folder, tmp_path, *options, '0.01', '--resume', 'auto'))
+    assert row['lr'] == 0.01
 
 
 def test_another_number_of_workers_is_said(image_folder, tmp_path, caplog):

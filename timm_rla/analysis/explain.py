@@ -81,7 +81,8 @@ def _observe(
     device = next(model.parameters()).device
     has_attention = bool(attention_modules(model))
     with record_attention(model) if has_attention else nullcontext() as attention, \
-            blame(f'--layers {" ".join(layers)}' if layers else f'--model {network.name}', *NETWORK_ERRORS):
+            blame(f'--model {network.name}', *NETWORK_ERRORS), \
+            blame(f'--layers {" ".join(layers)}' if layers else f'--model {network.name}', ValueError):
         cam = grad_cam(model, pixels[None].to(device), target, layers)
     mean, std = (torch.tensor(network.data_config[key])[:, None, None] for key in ('mean', 'std'))
     return _Observation(

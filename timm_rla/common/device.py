@@ -3,7 +3,7 @@ import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.distributed as dist
@@ -14,11 +14,13 @@ from .._torch import has_bfloat16
 from .errors import UserError, blame
 
 __all__ = [
-    'NETWORK_ERRORS', 'Placement', 'check_device', 'default_device', 'default_workers', 'mixed_precision', 'place',
+    'MEMORY_ERRORS', 'NETWORK_ERRORS', 'Placement', 'check_device', 'default_device', 'default_workers',
+    'mixed_precision', 'place',
 ]
 
+MEMORY_ERRORS = (MemoryError, torch.cuda.OutOfMemoryError)
 # What networks raise for images that they cannot take, or labels, and for lack of memory
-NETWORK_ERRORS = (AssertionError, IndexError, MemoryError, RuntimeError, ValueError)
+NETWORK_ERRORS = (*MEMORY_ERRORS, AssertionError, IndexError, RuntimeError, ValueError)
 
 _logger = logging.getLogger(__name__)
 
@@ -54,15 +56,19 @@ class Placement:
         """Context of the forward pass."""
         return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()
 
-    def blame(self, images: torch.Tensor) -> AbstractContextManager:
+    def blame(
+            self,
+            images: torch.Tensor,
+            errors: Sequence[Type[Exception]] = NETWORK_ERRORS,
+    ) -> AbstractContextManager:
         """Context in which what a network raises for images that it cannot take, or for lack of memory, is a UserError.
 
         Args:
             images: [B, in_chans, H, W]
+            errors: What it raises.
         """
-        # Among several processes a RuntimeError may say that another one has failed, and why is said there
-        errors = [torch.cuda.OutOfMemoryError if self.distributed and error is RuntimeError else error
-                  for error in NETWORK_ERRORS]
+        if self.distributed:  # a RuntimeError may say that another process has failed, and why is said there
+            errors = [error for error in errors if error is not RuntimeError]
         return blame(f'images {list(images.shape)} on {self.device}', *errors)
 
     def gather(self, items: List[Any]) -> List[Any]:

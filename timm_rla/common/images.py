@@ -72,7 +72,7 @@ def find_images(names: Sequence[str], recursive: bool = False) -> Tuple[List[Pat
     problems: List[str] = []
     for path in map(Path, names):
         if os.path.isdir(path):
-            found = sorted(_images_in(path, recursive))
+            found = sorted(_images_in(path, recursive, problems))
             if not found:
                 problems.append(f'{path}: a folder without images')
             paths += found
@@ -81,10 +81,19 @@ def find_images(names: Sequence[str], recursive: bool = False) -> Tuple[List[Pat
     return paths, problems
 
 
-def _images_in(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Images in a folder, and in its folders, linked ones, too; none that is hidden, as programs leave them."""
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if recursive and not name.startswith('.')]
+def _images_in(folder: Path, recursive: bool, problems: List[str]) -> Iterator[Path]:
+    """Images in a folder, and in its folders, linked ones, too, each once; none that is hidden, as programs leave them.
+
+    Folders that cannot be read become problems.
+    """
+    seen = set()  # a link may lead back
+    for parent, folders, files in os.walk(
+            folder, followlinks=True, onerror=lambda e: problems.append(f'{e.filename}: {e.strerror}')):
+        real = os.path.realpath(parent)
+        folders[:] = [name for name in folders if recursive and real not in seen and not name.startswith('.')]
+        if real in seen:
+            continue
+        seen.add(real)
         for path in (Path(parent, name) for name in files if not name.startswith('.')):
             if path.suffix.lower() in IMAGE_TYPES and os.path.isfile(path):
                 yield path

@@ -269,6 +269,9 @@ def restore_network(
     model = build_model(spec.model, spec.model_kwargs, **arguments)
     if checkpoint is not None:
         load_weights(model, checkpoint, source, use_ema=spec.use_ema)
+    elif verbose and pretrained and spec.num_classes not in (None, model.pretrained_cfg['num_classes']):
+        _logger.warning(f'--num-classes {spec.num_classes}: a random classifier, that of the weights has '
+                        f'{model.pretrained_cfg["num_classes"]}')
     data_config = spec.input.resolve(model, spec.use_test_size, verbose)
     trained = training_options(checkpoint or {}, source)
     return Network(spec.model, model, data_config, _label_names(model, trained), trained.get('input_img_mode'))

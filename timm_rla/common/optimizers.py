@@ -6,7 +6,10 @@ from timm.optim import list_optimizers
 
 from .errors import UserError, blame, closest
 
-__all__ = ['blame_optimizer', 'is_same_optimizer']
+__all__ = ['HYPERPARAMETERS', 'blame_optimizer', 'is_same_optimizer']
+
+# Of the entries of parameter groups: what options say, other than the learning rate, and loading a state sets
+HYPERPARAMETERS = frozenset({'weight_decay', 'momentum', 'betas', 'eps', 'nesterov'})
 
 SGD = {'momentum', 'nesterov', 'sgd'}  # timm's names for one optimizer, whose state is the same
 

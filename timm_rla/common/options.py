@@ -195,7 +195,8 @@ def add_input_options(add: Callable[..., Any]) -> None:
 def add_model_options(add: Callable[..., Any]) -> None:
     """Options that name a trained model, its input and its device; `add` is a parser's `add_argument`."""
     add('-m', '--model', help='model name')
-    add('--pretrained', action='store_true', help='use pretrained weights')
+    add('--pretrained', action='store_true',
+        help='use pretrained weights, as validate and predict do without --checkpoint')
     add('--checkpoint', default='', metavar='FILE', help='weights')
     add('--use-ema', action='store_true', help='use the EMA weights of --checkpoint')
     add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE', help='model arguments')

@@ -11,7 +11,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..common.checkpoint import read_checkpoint
 from ..common.networks import network_class
-from ..common.trained import architecture_arguments, training_options
+from ..common.trained import architecture_arguments, check_sizes, training_options
 from ..models.warm_start import is_added
 
 __all__ = ['PyramidBackbone', 'create_network', 'freeze_stages', 'trained_with']
@@ -53,11 +53,13 @@ def trained_with(path: str, name: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
         UserError: The file is no checkpoint, or damaged.
     """
     source = f'pretrained {path}'
-    options = training_options(read_checkpoint(path, 'pretrained'), source)
+    checkpoint = read_checkpoint(path, 'pretrained')
+    options = training_options(checkpoint, source)
     given = dict(options.get('model_kwargs') or {})
     if options.get('bn_eps') is not None:
         given['bn_eps'] = options['bn_eps']
     network = architecture_arguments(given, network_class(name), source) if given else {}
+    check_sizes(network, checkpoint['state_dict'], source)
     return network, {f'image_{key}': tuple(options[key]) for key in ('mean', 'std') if options.get(key)}
 
 

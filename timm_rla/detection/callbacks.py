@@ -51,10 +51,13 @@ class CheckpointFiles(TorchCheckpointIO):
         checkpoint = read_checkpoint(str(path), '--resume')
         with blame(f'--resume {path}: its position', AttributeError, LookupError, TypeError):
             batches = checkpoint['global_step'] * self.accumulate
-            progress = checkpoint['loops']['fit_loop']['epoch_loop.batch_progress']
-            progress['is_last_batch'] = False
-            for counted in ('total', 'current'):
-                progress[counted].update(dict.fromkeys(progress[counted], batches))
+            loop = checkpoint['loops']['fit_loop']
+            loop['epoch_loop.batch_progress']['is_last_batch'] = False
+            for counts in map(loop['epoch_loop.batch_progress'].get, ('total', 'current')):
+                # Lightning reads from their distance where in a batch the checkpoint was written
+                counts.update({name: batches + count - counts['processed'] for name, count in counts.items()})
+            for counts in map(loop['epoch_progress'].get, ('total', 'current')):  # all iterations are one epoch
+                counts.update(ready=1, started=1, processed=0, completed=0)
         return checkpoint
 
 

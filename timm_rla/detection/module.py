@@ -11,6 +11,7 @@ from torchvision.models.detection import FasterRCNN
 from ..common.device import Placement
 from ..common.errors import UserError, blame
 from ..common.files import replacing
+from ..common.optimizers import HYPERPARAMETERS
 from ..common.summary import write_row
 from .checkpoint import TrainedDetector, is_readable
 from .coco import CocoSplit
@@ -62,7 +63,7 @@ class Detection(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.schedule.optimizer(self.detector)
-        self._options = [{key: value for key, value in group.items() if key != 'params'}
+        self._options = [{key: group[key] for key in HYPERPARAMETERS & group.keys()}
                          for group in optimizer.param_groups]
         return optimizer
 

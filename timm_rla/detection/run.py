@@ -1,5 +1,6 @@
 """A training run of a detector in its folder, and the evaluation of a trained one."""
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ from torchvision.models.detection import FasterRCNN
 
 from ..common.checkpoint import read_checkpoint
 from ..common.device import mixed_precision
-from ..common.errors import UserError, blame
+from ..common.errors import UserError, blame, one_line
 from ..common.files import folder_of_run, replacing
 from ..common.idle import warn_of_idle_options
 from ..common.lock import exclusive
@@ -143,14 +144,14 @@ def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN) -> None:
     _logger.info(f'Faster R-CNN, {name}: {count:,} parameters, {trained:,} trained')
 
 
-def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, Any]) -> Tuple[Optional[Path], int]:
+def _checkpoint(args: argparse.Namespace, folder: Path, module: Detection) -> Tuple[Optional[Path], int]:
     """The checkpoint to go on from, and the iterations before it.
 
     Args:
         args: `resume`, a file, 'auto' for the last one in the folder, or empty; and what must be as it was, the
             optimizer and whether weights are averaged.
         folder: Folder of the run.
-        description: What the detector is; the checkpoint must be of one like it.
+        module: The detector; the checkpoint must be of one like it.
 
     Raises:
         UserError: It cannot be read or is of another detector, or the folder holds a run, and it is not one of its
@@ -169,16 +170,26 @@ def _checkpoint(args: argparse.Namespace, folder: Path, description: Dict[str, A
         if any(folder.glob('*.ckpt')):
             raise UserError(f'--resume auto: no checkpoint in {folder} can be read')
         return None, 0
-    found = describe(checkpoint, f'--resume {path}')
-    for key, value in description.items():
-        if _as_lists(found.get(key)) != _as_lists(value):
-            raise UserError(f'--resume {path}: of a detector with {key} {found.get(key)!r}, not {value!r}')
+    found, description = describe(checkpoint, f'--resume {path}'), module.description
+    for key in [*description, *found]:
+        if _as_lists(found.get(key)) != _as_lists(description.get(key)):
+            raise UserError(
+                f'--resume {path}: of a detector with {key} {found.get(key)!r}, not {description.get(key)!r}')
     trained = str(checkpoint.get('opt', args.opt))
     if not is_same_optimizer(trained, args.opt):
         raise UserError(f'--opt {args.opt}: --resume {path} was trained with {trained}')
+    before, now = _count_trained(checkpoint, str(path)), sum(p.requires_grad for p in module.detector.parameters())
+    if before != now:
+        raise UserError(f'--trainable-layers: --resume {path} trained {before} parameters, not {now}')
     if 'current_model_state' in checkpoint and not args.model_ema:  # Lightning's, beside averaged weights
         raise UserError(f'--model-ema: not given, --resume {path} was trained with it')
     return path, iterations(checkpoint, f'--resume {path}')
+
+
+def _count_trained(checkpoint: Dict[str, Any], source: str) -> int:
+    """Parameters that the optimizer of a checkpoint has trained."""
+    with blame(f'--resume {source}: state of the optimizer', AttributeError, LookupError, TypeError):
+        return sum(len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups'])
 
 
 def _as_lists(value: Any) -> Any:
@@ -194,7 +205,7 @@ def _holds(folder: Path, checkpoint: str) -> bool:
 
 def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path, stop: StopRequest) -> None:
     plan = module.schedule
-    checkpoint, step = _checkpoint(args, folder, module.description)
+    checkpoint, step = _checkpoint(args, folder, module)
     if step >= plan.iterations:
         _logger.warning(f'Nothing is left to do: {checkpoint} is at iteration {step} of {plan.iterations}')
     eval_interval = min(args.eval_interval, plan.iterations)
@@ -225,7 +236,7 @@ def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folde
     if trainer.is_global_zero:
         best.found = _open(folder, vars(args), checkpoint, step)
     stop.remember()
-    with _as_elsewhere(trainer), blame(str(folder), OSError):
+    with _as_elsewhere(trainer), _blame_folder(folder):
         trainer.fit(module, data, ckpt_path=checkpoint)
         if trainer.global_step % eval_interval:
             trainer.validate(module, data, verbose=False)
@@ -246,6 +257,18 @@ def _as_elsewhere(trainer: pl.Trainer) -> Iterator[None]:
     except SystemExit as e:
         if isinstance(e.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from e
+        raise
+
+
+@contextmanager
+def _blame_folder(folder: Path) -> Iterator[None]:
+    """Say in a line what Lightning's loggers raise for the folder: another file in it, or a full disk."""
+    try:
+        yield
+    except OSError as e:
+        inside = e.filename is not None and folder.absolute() in Path(os.fsdecode(e.filename)).absolute().parents
+        if inside or e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f'{folder}: {one_line(e)}') from e
         raise
 
 

@@ -41,7 +41,7 @@ def push(
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise UserError(f'--private: {repo_id} is there, and public; nothing was published')
-        if revision and not create_pr:
+        if revision and not create_pr and not revision.startswith('refs/'):  # of a pull request, which is there
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(  # one for all files, which upload_folder does not promise
             repo_id,

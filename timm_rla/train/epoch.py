@@ -11,7 +11,7 @@ from timm import utils
 from timm.data import Mixup
 from timm.models import model_parameters
 
-from ..common.device import Placement
+from ..common.device import MEMORY_ERRORS, Placement
 from ..common.errors import UserError
 from ..common.progress import Progress
 from .recovery import Watch
@@ -112,14 +112,15 @@ class Trainer:
         if self.mixup is not None:
             images, target = self.mixup(images, target)
         waits = self.placement.distributed and not ends_group
-        with self.placement.blame(images), self.model.no_sync() if waits else nullcontext():
-            with self.placement.autocast():
+        with self.model.no_sync() if waits else nullcontext():
+            with self.placement.blame(images), self.placement.autocast():
                 loss = self.loss_fn(self.model(images), target)
             value = loss.item()
             if not math.isfinite(value):
                 raise UserError(f'loss is {value} in {where} (learning rate {self._learning_rate():.3g}); checkpoints '
                                 'of the epochs before are kept')
-            self._step(loss / group if group > 1 else loss, ends_group)
+            with self.placement.blame(images, MEMORY_ERRORS):
+                self._step(loss / group if group > 1 else loss, ends_group)
         return value
 
     def _step(self, loss: torch.Tensor, ends_group: bool) -> None:

@@ -11,7 +11,7 @@ from timm import utils
 from ..common.checkpoint import load_weights, read_checkpoint
 from ..common.device import Placement
 from ..common.errors import UserError, blame
-from ..common.optimizers import is_same_optimizer
+from ..common.optimizers import HYPERPARAMETERS, is_same_optimizer
 from ..common.trained import completed_epochs, training_options
 from .folder import RunFolder
 from .loop import STATE_ERRORS
@@ -20,7 +20,6 @@ __all__ = ['restore_weights']
 
 _logger = logging.getLogger(__name__)
 
-KEPT = {'weight_decay', 'momentum', 'betas', 'eps', 'nesterov'}  # of an optimizer, which loading its state sets
 FACTORED = ('_r', '_c', '_row', '_col')  # ends of names of state that has one dimension averaged out
 
 
@@ -118,7 +117,7 @@ def _load_optimizer(
                     if torch.is_tensor(value) and not _fits(value, parameter, key.endswith(FACTORED)):
                         raise ValueError(f'{key} of shape {list(value.shape)} for weights {list(parameter.shape)}')
             differ = {key for old, new in zip(given, optimizer.param_groups)
-                      for key in KEPT & old.keys() if old[key] != new.get(key)}
+                      for key in HYPERPARAMETERS & old.keys() if old[key] != new.get(key)}
         if differ and verbose:
             _logger.warning(f'{source} goes on with its own {", ".join(sorted(differ))}, not those of the options; '
                             '--no-resume-opt begins the state of the optimizer anew, with these')

@@ -247,7 +247,7 @@ def _prepare(
 
     rates = [group['lr'] for group in optimizer.param_groups]  # that the schedule begins with
     start_epoch, state, model_ema = restore_weights(args, model, optimizer, loss_scaler, checkpoint, folder, place)
-    if start_epoch == 0 and 'position' not in state:  # else it is stepped to where it goes on
+    if start_epoch == 0:  # else the schedule is stepped to where it goes on
         for group, rate in zip(optimizer.param_groups, rates):
             group['lr'] = rate
 

@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 
 from ..common.errors import UserError, blame
-from ..common.files import replacing
+from ..common.files import TEMPORARY, replacing
 from ..common.trained import completed_epochs
 from .recovery import Position
 
@@ -35,8 +35,8 @@ def recovery_state_path(run_dir: Path, epoch: int, batches: int, rank: int) -> P
 
 
 def position_of(path: Path) -> Optional[Tuple[int, int]]:
-    """Epoch and batches of a file that is kept within an epoch; None of other files."""
-    numbers = re.fullmatch(r'recovery-(\d+)-(\d+)(\.pth\.tar|-\d+\.pth)', path.name)
+    """Epoch and batches of a file that is kept within an epoch, or a kill has left of one; None of other files."""
+    numbers = re.fullmatch(r'recovery-(\d+)-(\d+)(\.pth\.tar|-\d+\.pth)', path.name.removesuffix(TEMPORARY))
     return (int(numbers[1]), int(numbers[2])) if numbers else None
 
 

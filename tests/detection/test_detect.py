@@ -225,13 +225,13 @@ def test_steps_of_the_logs_go_on(data, tmp_path, monkeypatch):
 
 
 def test_going_on_with_an_optimizer_that_counts(data, tmp_path, monkeypatch):
-    """Its counter lies among the options, and is none of them."""
+    """Its counter lies among the options, and is none of them; weights are first mixed in the twelfth iteration."""
     arguments = [*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--opt', 'lookahead_sgd', '--iterations',
-                 '8', '--experiment']
+                 '13', '--eval-interval', '13', '--experiment']
     assert cli.main([*arguments, 'whole']) == 0
     killed_behind(2, monkeypatch, [*arguments, 'cut'])
     assert cli.main([*arguments, 'cut', '--resume', 'auto']) == 0
-    found, expected = (torch.load(tmp_path / name / 'checkpoint-8.ckpt', weights_only=True)['state_dict']
+    found, expected = (torch.load(tmp_path / name / 'checkpoint-13.ckpt', weights_only=True)['state_dict']
                        for name in ('cut', 'whole'))
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 

@@ -90,10 +90,11 @@ def _images_in(folder: Path, recursive: bool, problems: List[str]) -> Iterator[P
     for parent, folders, files in os.walk(
             folder, followlinks=True, onerror=lambda e: problems.append(f'{e.filename}: {e.strerror}')):
         real = os.path.realpath(parent)
-        folders[:] = [name for name in folders if recursive and real not in seen and not name.startswith('.')]
         if real in seen:
+            folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if recursive and not name.startswith('.')]
         for path in (Path(parent, name) for name in files if not name.startswith('.')):
             if path.suffix.lower() in IMAGE_TYPES and os.path.isfile(path):
                 yield path

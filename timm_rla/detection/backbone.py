@@ -1,7 +1,7 @@
 """Networks of timm as backbones of torchvision's detectors: created, frozen in part, and with a feature pyramid."""
 import re
 from collections import OrderedDict
-from typing import Any, Dict, Iterable, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -9,55 +9,55 @@ from timm.models import create_model
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..common.checkpoint import read_checkpoint
-from ..common.networks import network_class
+from ..common.networks import NetworkSpec, network_class
 from ..common.trained import architecture_arguments, check_sizes, training_options
 from ..models.warm_start import is_added
 
 __all__ = ['PyramidBackbone', 'create_network', 'freeze_stages', 'trained_with']
 
 
-def create_network(name: str, pretrained: Union[bool, str], **kwargs: Any) -> nn.Module:
+def create_network(
+        name: str,
+        pretrained: Union[bool, str],
+        checkpoint: Optional[Dict[str, Any]] = None,
+        **kwargs: Any,
+) -> nn.Module:
     """A network of timm, with the weights of a classification network.
 
     Args:
         name: Name of a model.
         pretrained: True for the weights that timm hosts, a file for those of a checkpoint of classification, also
             with another number of classes; False for random ones.
+        checkpoint: What the file holds, as from `read_checkpoint`; timm reads it again, older versions with code in it.
         **kwargs: Further arguments of `timm.create_model`.
 
     Raises:
-        UserError: The file is no checkpoint.
-        RuntimeError: It is of another network.
+        RuntimeError: The file is of another network.
     """
-    if not isinstance(pretrained, str):
+    if checkpoint is None:
         return create_model(name, pretrained=pretrained, **kwargs)
-    checkpoint = read_checkpoint(pretrained, 'pretrained')  # timm reads it again, older versions with code in it
     overlay = dict(file=pretrained, num_classes=-1)  # -1: whatever the classes are
     network = create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
     _check_keys(checkpoint['state_dict'], network.state_dict())
     return network
 
 
-def trained_with(path: str, name: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+def trained_with(checkpoint: Dict[str, Any], source: str, name: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """What a checkpoint of classification says of its network and of its input, which the weights go with.
 
     Args:
-        path: The checkpoint.
+        checkpoint: As from `read_checkpoint`.
+        source: Option and file, for messages.
         name: Name of the network that takes its weights.
 
     Returns:
         Arguments of the network, and `image_mean` and `image_std` where the run had its own.
 
     Raises:
-        UserError: The file is no checkpoint, or damaged.
+        UserError: It is damaged.
     """
-    source = f'pretrained {path}'
-    checkpoint = read_checkpoint(path, 'pretrained')
     options = training_options(checkpoint, source)
-    given = dict(options.get('model_kwargs') or {})
-    if options.get('bn_eps') is not None:
-        given['bn_eps'] = options['bn_eps']
+    given = NetworkSpec().completed(options).model_kwargs if options else {}
     network = architecture_arguments(given, network_class(name), source) if given else {}
     check_sizes(network, checkpoint['state_dict'], source)
     return network, {f'image_{key}': tuple(options[key]) for key in ('mean', 'std') if options.get(key)}

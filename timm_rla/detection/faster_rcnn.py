@@ -14,6 +14,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from ..common.checkpoint import read_checkpoint
 from ..common.errors import closest
 from ..models.network import RecurrentLayerAttention
 from .backbone import PyramidBackbone, create_network, freeze_stages, trained_with
@@ -85,13 +86,15 @@ def fasterrcnn(
     if not 0 <= trainable_layers <= 5:
         raise ValueError(f'trainable_layers {trainable_layers}: must be from 0 to 5')
     kind = NECKS[neck]
+    checkpoint = None
     if isinstance(pretrained, str):
-        trained_kwargs, mean_and_std = trained_with(pretrained, backbone)
+        checkpoint = read_checkpoint(pretrained, 'pretrained')
+        trained_kwargs, mean_and_std = trained_with(checkpoint, f'pretrained {pretrained}', backbone)
         backbone_kwargs, kwargs = {**trained_kwargs, **(backbone_kwargs or {})}, {**mean_and_std, **kwargs}
     if (backbone_kwargs or {}).get('in_chans', 3) != 3:
         raise ValueError(f'backbone_kwargs in_chans={backbone_kwargs["in_chans"]}: must be 3, images are in colour')
     try:
-        network = create_network(backbone, pretrained, **kind.network, **(backbone_kwargs or {}))
+        network = create_network(backbone, pretrained, checkpoint, **kind.network, **(backbone_kwargs or {}))
     except (AssertionError, AttributeError, TypeError) as e:  # an argument that this network does not take
         given = ''.join(f' {key}={value}' for key, value in (backbone_kwargs or {}).items())
         raise ValueError(f'backbone {backbone!r} with neck {neck!r}{given}: {e}') from e

@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
 
 import lightning.pytorch as pl
 import torch
@@ -24,16 +24,15 @@ from ..common.errors import UserError, blame, one_line
 from ..common.files import folder_of_run, replacing
 from ..common.idle import warn_of_idle_options
 from ..common.lock import exclusive
-from ..common.optimizers import is_same_optimizer
 from ..common.stopping import Stopped, StopRequest
-from ..common.summary import SUMMARY
 from .callbacks import Best, CheckpointFiles, Checkpoints, Lines, SameCheckpoint
-from .checkpoint import TrainedDetector, describe, find_last, go_back, iterations
+from .checkpoint import TrainedDetector, go_back
 from .coco import CocoSplit, describe_split, training_boxes
 from .data import DetectionData
 from .faster_rcnn import fasterrcnn
 from .module import Detection
 from .options import detector_arguments, read_data, schedule, train_parser
+from .resume import find_checkpoint, holds
 
 __all__ = ['evaluate', 'train']
 
@@ -144,68 +143,9 @@ def _describe(splits: Dict[str, CocoSplit], detector: FasterRCNN) -> None:
     _logger.info(f'Faster R-CNN, {name}: {count:,} parameters, {trained:,} trained')
 
 
-def _checkpoint(args: argparse.Namespace, folder: Path, module: Detection) -> Tuple[Optional[Path], int]:
-    """The checkpoint to go on from, and the iterations before it.
-
-    Args:
-        args: `resume`, a file, 'auto' for the last one in the folder, or empty; and what must be as it was, the
-            optimizer and whether weights are averaged.
-        folder: Folder of the run.
-        module: The detector; the checkpoint must be of one like it.
-
-    Raises:
-        UserError: It cannot be read or is of another detector, or the folder holds a run, and it is not one of its
-            checkpoints.
-    """
-    resume = args.resume
-    if resume == 'auto':
-        path, checkpoint = find_last(folder)
-    else:
-        if (any(folder.glob('*.ckpt')) or (folder / SUMMARY).exists()) and not (resume and _holds(folder, resume)):
-            raise UserError(f'--experiment {folder}: holds a run; --resume auto goes on with it')
-        if not resume:
-            return None, 0
-        path, checkpoint = Path(resume), read_checkpoint(resume, '--resume')
-    if path is None:
-        if any(folder.glob('*.ckpt')):
-            raise UserError(f'--resume auto: no checkpoint in {folder} can be read')
-        return None, 0
-    found, description = describe(checkpoint, f'--resume {path}'), module.description
-    for key in [*description, *found]:
-        if _as_lists(found.get(key)) != _as_lists(description.get(key)):
-            raise UserError(
-                f'--resume {path}: of a detector with {key} {found.get(key)!r}, not {description.get(key)!r}')
-    trained = str(checkpoint.get('opt', args.opt))
-    if not is_same_optimizer(trained, args.opt):
-        raise UserError(f'--opt {args.opt}: --resume {path} was trained with {trained}')
-    before, now = _count_trained(checkpoint, str(path)), sum(p.requires_grad for p in module.detector.parameters())
-    if before != now:
-        raise UserError(f'--trainable-layers: --resume {path} trained {before} parameters, not {now}')
-    if 'current_model_state' in checkpoint and not args.model_ema:  # Lightning's, beside averaged weights
-        raise UserError(f'--model-ema: not given, --resume {path} was trained with it')
-    return path, iterations(checkpoint, f'--resume {path}')
-
-
-def _count_trained(checkpoint: Dict[str, Any], source: str) -> int:
-    """Parameters that the optimizer of a checkpoint has trained."""
-    with blame(f'--resume {source}: state of the optimizer', AttributeError, LookupError, TypeError):
-        return sum(len(group['params']) for group in checkpoint['optimizer_states'][0]['param_groups'])
-
-
-def _as_lists(value: Any) -> Any:
-    """A value with lists for tuples: recipes have those where the command line has these."""
-    if isinstance(value, dict):
-        return {key: _as_lists(entry) for key, entry in value.items()}
-    return list(map(_as_lists, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _holds(folder: Path, checkpoint: str) -> bool:
-    return Path(checkpoint).parent.resolve() == folder.resolve()
-
-
 def _fit(args: argparse.Namespace, module: Detection, data: DetectionData, folder: Path, stop: StopRequest) -> None:
     plan = module.schedule
-    checkpoint, step = _checkpoint(args, folder, module)
+    checkpoint, step = find_checkpoint(args, folder, module)
     if step >= plan.iterations:
         _logger.warning(f'Nothing is left to do: {checkpoint} is at iteration {step} of {plan.iterations}')
     eval_interval = min(args.eval_interval, plan.iterations)
@@ -289,7 +229,7 @@ def _open(folder: Path, options: Dict[str, Any], checkpoint: Optional[Path], ste
         return None
     _logger.info(f'Going on from {checkpoint}, after {step} iterations')
     with blame(str(folder), OSError):
-        return go_back(folder, checkpoint, step) if _holds(folder, str(checkpoint)) else None
+        return go_back(folder, checkpoint, step) if holds(folder, str(checkpoint)) else None
 
 
 def evaluate(

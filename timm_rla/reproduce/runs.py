@@ -51,9 +51,9 @@ class _Active:
 def _start(results: Results, run: Run, slot: int, device: Optional[str]) -> _Active:
     with blame(f'--output {results.path}', OSError):
         log = open(results.path / f'{run.name}.log', 'ab')
-    command = results.command(run, device)
-    process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    return _Active(process, slot, log, begin=log.tell())
+    begin = log.tell()  # now: the process moves on what it shares
+    process = subprocess.Popen(results.command(run, device), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    return _Active(process, slot, log, begin)
 
 
 def _run_all(

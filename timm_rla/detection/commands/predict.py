@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes
 
 from ...common.errors import UserError, blame
 from ...common.files import check_outputs, check_writable, replacing
@@ -59,7 +59,7 @@ def main(argv: List[str]) -> None:
                 with blame(f'{path}: not drawn', OSError, ValueError):
                     drawn = draw(pixels, found, detector, args.score_thresh)
                     with replacing(output / f'{number:04}-{path.stem}.png') as temporary:
-                        to_pil_image(drawn).save(temporary, format='PNG')
+                        drawn.save(temporary, format='PNG')
             except UserError as e:
                 problems.append(str(e))  # said at the end, when all other images are done
             progress.update(1)
@@ -76,23 +76,24 @@ def draw(
         found: Dict[str, torch.Tensor],
         detector: TrainedDetector,
         threshold: float,
-) -> torch.Tensor:
-    """An image with boxes, names and scores.
+) -> Image.Image:
+    """An image with boxes, names and scores, in a size that goes with that of the image.
 
     Args:
         pixels: [3, H, W] in [0, 1].
         found: As a detector of torchvision returns it.
         detector: What found it.
         threshold: Least score that is drawn.
-
-    Returns:
-        [3, H, W], uint8.
     """
-    image = (pixels * 255).round().to(torch.uint8)
+    image = to_pil_image((pixels * 255).round().to(torch.uint8))
+    canvas = ImageDraw.Draw(image)
+    size = max(10, min(image.size) // 50)
+    font = ImageFont.load_default(size)
     keep = found['scores'] >= threshold
-    labels = found['labels'][keep].tolist()
-    texts = [f'{detector.names[label - 1]} {score:.2f}' for label, score in zip(labels, found['scores'][keep].tolist())]
-    colors = [COLORS[label % len(COLORS)] for label in labels]
-    if not labels:
-        return image
-    return draw_bounding_boxes(image, found['boxes'][keep], texts, colors, width=2)
+    for box, label, score in zip(*(found[key][keep].tolist() for key in ('boxes', 'labels', 'scores'))):
+        color = COLORS[label % len(COLORS)]
+        canvas.rectangle(box, outline=color, width=size // 5)
+        text = dict(xy=box[:2], text=f' {detector.names[label - 1]} {score:.2f} ', font=font)
+        canvas.rectangle(canvas.textbbox(**text), fill=color)
+        canvas.text(fill='black' if ImageColor.getcolor(color, 'L') > 127 else 'white', **text)
+    return image

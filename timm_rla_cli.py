@@ -14,6 +14,7 @@ from typing import List, Optional
 __all__ = ['COMMANDS', 'main']
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: another try is welcome
+NO_READER = 141  # as of a program that the signal of a closed pipe has ended
 COMMANDS = {  # name, also of the module, and what --help says
     'train': "train a model, with the options of timm's train.py",
     'validate': "evaluate a model, with the options of timm's validate.py",
@@ -72,7 +73,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 2 for bad input, which is said in one line, 75 if the run was asked to stop and can go on.
+        The exit code: 2 for bad input, which is said in one line, 75 if the run was asked to stop and can go on, 141
+        if nobody reads what is printed any more.
         TIMM_RLA_TRACEBACK=1 shows where bad input was found.
     """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
@@ -120,7 +122,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 130
     except BrokenPipeError:
         _drop_output()
-        return 0
+        return NO_READER
     except OSError as e:
         if _drop_output():
             say(f'error: the output cannot be written: {e.strerror}')

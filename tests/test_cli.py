@@ -268,6 +268,16 @@ def test_validate_takes_a_folder_of_classes(image_folder, capsys):
     assert results[0] == results[1]
 
 
+def test_nobody_reads_what_is_printed():
+    code = 'import sys, timm_rla_cli; sys.stdin.read(); sys.exit(timm_rla_cli.main(["list"]))'
+    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.close()
+        error = process.stderr.read()
+    assert process.returncode == 141 and not error
+
+
 def test_no_such_command(capsys):
     assert cli.main(['trian']) == 2
     assert 'did you mean train?' in capsys.readouterr().err

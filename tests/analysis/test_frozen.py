@@ -60,6 +60,8 @@ def test_freeze_attention(network, batches, recorded):
     network.train()
     plain = timm_rla.freeze_attention(network, batches, layers=(1, 1, 1))
     assert network.training and not plain.training
+    again = timm_rla.freeze_attention(network, [(batches[0][0][:0], batches[0][1][:0]), *batches], layers=(1, 1, 1))
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), plain.state_dict().values()))
     network.eval()
     assert not attention_modules(plain) and plain.conv1.weight.dtype == torch.float64
     means = {name: torch.from_numpy(a.mean(0)) for name, a in recorded.items()}

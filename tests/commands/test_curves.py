@@ -29,6 +29,9 @@ def test_curves_bad_input(tmp_path, capsys):
         assert cli.main(['curves', str(tmp_path), '--output', str(tmp_path / 'c.png')]) == 2
         assert f'{tmp_path}: no number to draw in the columns train_loss' in capsys.readouterr().err
     assert not (tmp_path / 'c.png').exists()
+    (tmp_path / 'summary.csv').write_text('epoch,train_loss,eval_map,lr\n200,1.0,0.5,0.1\n')
+    assert cli.main(['curves', str(tmp_path), '--output', str(tmp_path / 'c.png')]) == 2
+    assert 'a run of a detector, which has no eval_top1' in capsys.readouterr().err
     (tmp_path / 'summary.csv').write_text(SUMMARY)
     assert cli.main(['curves', str(tmp_path), '--output', 'curves.bmp']) == 2
     assert '.png, .svg or .pdf' in capsys.readouterr().err

@@ -59,6 +59,8 @@ def test_missing_validation_split_is_named_before_the_work(run, image_folder, tm
     (['--study', '--val-split', ''], "--study --val-split '': a study is of the accuracy on that split"),
     (['--output', 'f.safetensors'], '--output f.safetensors: a checkpoint is written'),
     (['--class-map', 'nope.txt'], '--class-map nope.txt: no such file'),
+    (['--output', '.'], '--output .: is a folder'),
+    (['--output', '/'], '--output /: is a folder'),
 ])
 def test_bad_input(run, image_folder, tmp_path, capsys, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
@@ -66,6 +68,12 @@ def test_bad_input(run, image_folder, tmp_path, capsys, monkeypatch, options, wo
                      '--workers', '0', '--output', 'frozen.pth.tar', *options]) == 2
     captured = capsys.readouterr()
     assert words in captured.err and 'Attention' not in captured.err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('checkpoint', ['.', '/'])
+def test_a_folder_in_the_place_of_the_checkpoint(capsys, checkpoint):
+    assert cli.main(['freeze', checkpoint, '--data-dir', '.']) == 2
+    assert f'CHECKPOINT {checkpoint}: is a folder without a checkpoint' in capsys.readouterr().err
 
 
 def test_what_cannot_be_frozen_is_said_before_the_work(image_folder, tmp_path, capsys):

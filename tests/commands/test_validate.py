@@ -76,6 +76,8 @@ def test_options_of_the_crop_reach_the_loader(validate, monkeypatch):
     (['--amp', '--model-dtype', 'bfloat16'], '--amp'),
     (['--num-classes', '5'], 'fc.weight'),
     (['--test-pool'], 'validate.py'),
+    (['--confusion', '.'], '--confusion .: the ending must be'),
+    (['--confusion', '/'], '--confusion /: the ending must be'),
 ], ids=lambda value: ' '.join(value) if isinstance(value, list) else '')
 def test_bad_input(validate, options, words):
     line = validate(*options, code=2)

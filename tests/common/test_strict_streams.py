@@ -1,10 +1,13 @@
 """Samples that cannot be read, in WebDataset shards and Hugging Face datasets, are errors that name them."""
+import argparse
 import io
 import json
 import tarfile
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import timm_rla_cli as cli
@@ -90,19 +93,49 @@ def test_16_bits_in_a_webdataset(tmp_path, monkeypatch):
     assert image.mode == 'RGB' and image.getpixel((3, 3)) == (100, 100, 100)
 
 
-@pytest.mark.parametrize('streams', [False, True])
-@pytest.mark.parametrize('broken', [False, True])
-def test_hugging_face(tmp_path, capsys, monkeypatch, streams, broken):
+def test_empty_split_of_a_stream(tmp_path, capsys):
+    pytest.importorskip('webdataset', reason='needs pip install webdataset')
+    write_shards(tmp_path, '')
+    info = json.loads((tmp_path / '_info.json').read_text())
+    info['splits']['validation'].update(num_samples=0, shard_lengths=[0, 0])
+    (tmp_path / '_info.json').write_text(json.dumps(info))
+    assert cli.main(['validate', '--model', 'rla_resnet20_cifar', '--input-size', '3', '8', '8', '--device', 'cpu',
+                     '--dataset', 'wds/', '--data-dir', str(tmp_path)]) == 2
+    assert '--split validation: holds no images' in capsys.readouterr().err
+
+
+def test_freeze_on_a_stream(tmp_path, capsys):
+    """Of a split that does not say how many images it has."""
     datasets = pytest.importorskip('datasets', reason='needs pip install datasets')
-    monkeypatch.setattr('datasets.config.HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+    write_parquet(datasets, tmp_path)
+    torch.manual_seed(0)
+    model = timm.create_model('rla_resnet20_cifar', layers=(1, 1, 1), num_classes=2)
+    torch.save(dict(arch='rla_resnet20_cifar', state_dict=model.state_dict(), epoch=0, args=argparse.Namespace(
+        model='rla_resnet20_cifar', model_kwargs=dict(layers=(1, 1, 1)), num_classes=2, input_size=(3, 8, 8))),
+        tmp_path / 'last.pth.tar')
+    command = ['freeze', str(tmp_path / 'last.pth.tar'), '--dataset', f'hfids/{tmp_path / "set"}', '--workers', '0',
+               '--device', 'cpu', '--num-samples', str(IMAGES), '--val-num-samples', str(IMAGES)]
+    assert cli.main(command) == 0
+    assert 'Top-1 with attention' in capsys.readouterr().out and (tmp_path / 'frozen.pth.tar').is_file()
+
+
+def write_parquet(datasets, root, broken=False):
     features = datasets.Features(dict(image=datasets.Image(), label=datasets.ClassLabel(names=['a', 'b'])))
+    (root / 'set').mkdir()
     for split in ('train', 'validation'):
         rows = dict(
             image=[dict(bytes=picture(i, not (broken and split == 'train' and i == 5)), path=None)
                    for i in range(IMAGES)],
             label=[i % 2 for i in range(IMAGES)])
-        (tmp_path / 'set').mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / 'set' / f'{split}-0.parquet')
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / 'set' / f'{split}-0.parquet')
+
+
+@pytest.mark.parametrize('streams', [False, True])
+@pytest.mark.parametrize('broken', [False, True])
+def test_hugging_face(tmp_path, capsys, monkeypatch, streams, broken):
+    datasets = pytest.importorskip('datasets', reason='needs pip install datasets')
+    monkeypatch.setattr('datasets.config.HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+    write_parquet(datasets, tmp_path, broken)
     name = f'{"hfids" if streams else "hfds"}/{tmp_path / "set"}'
     code = cli.main([*TRAIN, '--dataset', name, '--workers', '0', '--output', str(tmp_path / 'out'), *(
         ['--train-num-samples', str(IMAGES), '--val-num-samples', str(IMAGES)] if streams else [])])

@@ -10,6 +10,7 @@ from helpers import SUMMARY_HEADER, small_table, write_run
 
 import timm_rla_cli as cli
 from timm_rla.common.errors import UserError
+from timm_rla.common.plotting import save_picture
 from timm_rla.reproduce.plan import Run, load_table
 from timm_rla.reproduce.plots import plot_attentions, plot_curves, plot_differences
 from timm_rla.reproduce.report import facts, paired_interval, report_rows, title, write_figures, write_markdown
@@ -190,6 +191,25 @@ def test_attentions_of_networks_with_other_blocks(figures, tmp_path):
     assert 'images of the split few' in '\n'.join(markdown_lines(studied))
 
 
+def test_titles_are_no_formulas(tmp_path, figures):
+    """They are broken into lines, each of them within the picture."""
+    note = r'$\foo{$ and $x_1$ ' + 20 * 'words '
+    results = Results(tmp_path, small_table(only=['rla']), 2, [], note)
+    for cell in results.table.cells:
+        write_run(results, Run(cell, 0), 90.)
+    rows, heading = report_rows(results, [0]), title(results)
+    plot_curves(results, rows, heading, tmp_path / 'c.png')
+    plot_differences(rows, 'error', heading, tmp_path / 'd.png')
+    assert len(figures) == 2
+    for figure in figures:
+        assert save_picture(figure, tmp_path / 'picture.png').is_file()
+        shown = figure._suptitle
+        assert ' '.join(shown.get_text().split()).endswith(' '.join(note.split()))
+        figure.draw_without_rendering()  # it was drawn at the dots per inch of the file
+        box = shown.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width and shown.get_text().count('\n') in (1, 2)
+
+
 def test_studies(tmp_path):
     """Figures of two seeds, by hand; error is what accuracy loses."""
     table = small_table(only=['rla'])
@@ -239,8 +259,11 @@ def test_a_damaged_study_is_named(tmp_path, change, message):
     for whole in study, dict(study, epoch=1):
         file.write_text(json.dumps(whole))
         assert read_studies(results, rows)[0].studies == [whole]
-    file.write_text(json.dumps(dict(study, epoch=0)))  # the run has gone on since
-    assert read_studies(results, rows) == []
+    for other in dict(epoch=0), dict(use_ema=True), dict(model='rla_vector_resnet20_cifar'):  # 0: the run has gone on
+        file.write_text(json.dumps(dict(study, **other)))
+        assert read_studies(results, rows) == []
+    file.write_text(json.dumps(dict(study, val_split='test')))
+    assert 'over the images of test, which' in '\n'.join(markdown_lines(read_studies(results, rows)))
     file.write_text(json.dumps(change(study)))
     with pytest.raises(UserError, match=message) as error:
         read_studies(results, rows)

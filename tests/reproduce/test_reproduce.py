@@ -1,9 +1,11 @@
 """The command: runs of a table are made, skipped, gone on with, stopped and reported."""
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from importlib import resources
 
 import pytest
 import yaml
@@ -123,6 +125,10 @@ def test_folder_of_another_table(tmp_path, capsys):
     (folder / 'cifar10-56-plain-seed0').rmdir()
     assert cli.main(['reproduce', 'table1', '--output', str(folder), '--print']) == 0
     assert yaml.safe_load(settings.read_text())['table'] == 'table1'
+    for damaged, words in (('my: {file: 1}\n', 'its table.yaml is none of results'), ('[', 'out: table.yaml: ')):
+        settings.write_text(damaged)
+        assert cli.main(['reproduce', 'table1', '--output', str(folder), '--print']) == 2
+        assert words in capsys.readouterr().err and settings.read_text() == damaged
     settings.unlink()
     (folder / 'mine.txt').write_text('mine')
     assert cli.main(['reproduce', 'table1', '--output', str(folder)]) == 2
@@ -257,10 +263,29 @@ def test_recipes_are_those_of_the_package(tmp_path, capsys, monkeypatch):
     assert parse(TASKS['classification'].parser(), line).lr == 0.1
 
 
+def test_a_table_in_the_folder_that_it_is_for(tmp_path, capsys):
+    own = tmp_path / 'table.yaml'
+    shutil.copy(resources.files('timm_rla.reproduce.tables').joinpath('table1.yaml'), own)
+    before = own.read_text()
+    assert cli.main(['reproduce', str(own), *COMMON, '--output', str(tmp_path), '--print']) == 2
+    assert 'its table.yaml is none of results' in capsys.readouterr().err and own.read_text() == before
+
+
+def test_a_table_of_the_same_name(tmp_path, capsys):
+    own = tmp_path / 'table1.yaml'
+    shutil.copy(resources.files('timm_rla.reproduce.tables').joinpath('table1.yaml'), own)
+    out = ['--output', str(tmp_path / 'out'), '--print']
+    assert cli.main([*SMALL, *out]) == 0
+    (tmp_path / 'out' / 'cifar10-20-plain-seed0').mkdir()
+    assert cli.main(['reproduce', str(own), *SMALL[2:], *out]) == 2
+    assert 'table table1, not table1.yaml' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('options, code', [
     (['--dataset=', '--data-dir', 'a', '-j', '1'], 0), (['--data-dir', 'a', '--device', 'cpu', '--dataset='], 0),
     (['--dataset', '', '--data-dir', 'b'], 2), (['--dataset', '', '--data-dir', 'a', '--lr', '0.2'], 2),
-    (['--dataset', '', '--data-dir', 'a{seed}'], 2),
+    (['--dataset', '', '--data-dir', 'a{seed}'], 2), (['--dataset', '', '--data-dir', 'a', '--epochs', '160'], 0),
+    (['--dataset', '', '--data-dir', 'a', '--epochs', '150'], 2),
 ], ids=str)
 def test_the_same_options_otherwise_written(tmp_path, capsys, options, code):
     """Those that say where and how runs go may be others."""
@@ -298,6 +323,28 @@ def test_the_reason_of_a_failure_is_the_error(tmp_path):
     with open(log, 'a') as f:
         f.write('timm-rla train: error: locked\nEpoch 2/9  train loss 1\n')
     assert _outcome(results, run, 2, begin) == 'failed: timm-rla train: error: locked'
+    assert _outcome(results, run, -9, begin) == 'failed: killed by signal 9 (Killed)'
+
+
+def test_who_reads_what_is_printed_may_go():
+    code = 'import sys; from timm_rla.reproduce.runs import _say; sys.stdin.read(); _say("a"); _say("b"); sys.exit(3)'
+    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.close()
+        error = process.stderr.read()
+    assert process.returncode == 3 and not error
+
+
+def test_printed_lines_run_with_xargs(tmp_path, capsys):
+    """Also where a value has spaces and quotes."""
+    data = tmp_path / "it's here"
+    assert cli.main([*SMALL, '--dataset', '', '--data-dir', str(data), '--output', str(tmp_path / 'out'),
+                     '--print']) == 0
+    lines = capsys.readouterr().out.replace(shlex.quote(sys.executable), 'echo')
+    done = subprocess.run(['xargs', '-d', '\n', '-n', '1', 'sh', '-c'], input=lines, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f'--data-dir {data} ') == len(lines.splitlines()) > 1
 
 
 def test_pictures_of_runs_that_are_gone_go(tmp_path):

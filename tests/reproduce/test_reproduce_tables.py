@@ -182,6 +182,7 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch, name, depths):
     (('hidden_dim: 8', '5: 8'), ['model_kwargs: 5 is not a name']),
     (('hidden_dim: 8', 'hiden_dim: 8'), ['hiden_dim', 'hidden_dim']),
     (('hidden_dim: 8', 'hidden_dim: 0'), ['hidden_dim must be at least 1']),
+    (('hidden_dim: 8', 'hidden_dim: [8]'), ['Another start: ']),
     (('rla_resnet{depth}_cifar', 'resnet18.bogus'), ['resnet18.bogus', 'bogus']),
     (('amp: true', 'device_modules: [no_such_module]'), ['device_modules no_such_module']),
     (('Another start', "'{depths}'"), ['{depths}', 'only {depth} can']),
@@ -231,6 +232,11 @@ def test_unknown_tables_and_depths(tmp_path, capsys):
     (tmp_path / 'starts.yaml').write_text(OWN.replace('rla_resnet{depth}_cifar', 'rla_resnet20_cifar'))
     assert cli.main(['reproduce', str(tmp_path / 'starts.yaml'), '--depth', '32']) == 2
     assert '--depth 32: rla_resnet20_cifar of this table is of one depth' in capsys.readouterr().err
+    assert [cell.depth for cell in load_table(str(tmp_path / 'starts.yaml'), [20]).cells] == [20, 20]
+    (tmp_path / 'starts.yaml').write_text(OWN.replace('rla_resnet{depth}_cifar', 'rla_resnet20_cifar').replace(
+        'depths: [20]', 'depths: [20, 32]'))
+    assert cli.main(['reproduce', str(tmp_path / 'starts.yaml'), '--only', 'start', '--print']) == 2
+    assert 'model: rla_resnet20_cifar is of one depth, the table of 20, 32' in capsys.readouterr().err
 
 
 def test_repeated_parts_of_a_table_run_once():

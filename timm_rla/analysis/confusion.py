@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..common.files import write_csv
-from ..common.plotting import plain_label, save_picture, subplots
+from ..common.plotting import plain_label, save_picture, set_title, subplots
 from ..common.table import format_columns
 from .classes import short_name
 
@@ -109,7 +109,7 @@ def plot_confusion(confusion: Confusion, names: Sequence[str], output: Path, tit
     axes.set_xticks(range(len(columns)), columns, rotation=90)
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel='Prediction', ylabel='Label')
-    axes.set_title(title, fontsize='medium', wrap=True)
+    set_title(figure, title)
     _write_counts(axes, counts.tolist(), shares)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=np.sqrt([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]))
     bar.ax.set_yticklabels(['0', '1 %', '5 %', '10 %', '25 %', '50 %', '100 %'])

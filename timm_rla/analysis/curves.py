@@ -20,6 +20,7 @@ __all__ = ['plot_curves']
 
 
 COLUMNS = ('train_loss', 'eval_loss', 'eval_top1')
+OF_DETECTORS = 'eval_map'
 TRAINING = dict(linewidth=0.8, alpha=0.6)
 
 
@@ -63,6 +64,9 @@ def plot_curves(runs: Sequence[Path], output: Path) -> Path:
         rows = read_summary(folder)
         if not rows:
             raise UserError(f'{run}: no {SUMMARY} with at least one epoch')
+        if OF_DETECTORS in rows[-1]:
+            raise UserError(f'{run}: a run of a detector, which has no {COLUMNS[-1]}; timm-rla reproduce draws its '
+                            'curves, and --log-tensorboard does')
         if all(math.isnan(value) for key in COLUMNS for value in _curve(rows, key)[1]):
             raise UserError(f'{run}: no number to draw in the columns {", ".join(COLUMNS)} of its {SUMMARY}')
         tables[run] = rows

@@ -73,7 +73,8 @@ def _mean_attention(model: nn.Module, loader: Any, placement: Placement) -> Tupl
                 raise ValueError(f'batches of {type(images).__name__}; images [B, in_chans, H, W] are expected, alone '
                                  'or first in a tuple or list')
             images = images.to(placement.device, placement.dtype)
-            some = images[:2] if some is None else some
+            if some is None and len(images):
+                some = images[:2]
             model(images)
             own = min(len(images), left)
             left -= own

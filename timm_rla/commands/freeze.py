@@ -56,6 +56,7 @@ def freeze_parser() -> OptionParser:
              'and with one block at a time held at its mean')
     add_data_options(add, 'train', 'split whose mean attention is taken')
     add('--val-split', metavar='NAME', default='validation', help='split whose accuracy is printed, none if empty')
+    add('--val-num-samples', type=int, metavar='N', help='samples in that split, if it is iterable')
     add('--device', default=default_device(), help='device to use')
     add_precision_options(add)
     return parser
@@ -64,7 +65,11 @@ def freeze_parser() -> OptionParser:
 def main(argv: Optional[List[str]] = None) -> None:
     """Command line."""
     args = freeze_parser().parse_args(argv)
+    source = f'CHECKPOINT {args.checkpoint}'
+    content = read_checkpoint(args.checkpoint, 'CHECKPOINT')
     output = Path(args.output) if args.output else Path(args.checkpoint).with_name('frozen.pth.tar')
+    if not output.name:
+        raise UserError(f'--output {output}: is a folder')
     if output.suffix == '.safetensors':
         raise UserError(f'--output {output}: a checkpoint is written, as of training; .pth.tar is its ending')
     if args.study and not args.val_split:
@@ -74,8 +79,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     for option, path in outputs:
         if os.path.lexists(path):
             raise UserError(f'{option} {path}: there is a file of that name')
-    source = f'CHECKPOINT {args.checkpoint}'
-    content = read_checkpoint(args.checkpoint, 'CHECKPOINT')
     check_outputs(outputs, [args.checkpoint, args.class_map])
     spec = trained_spec(NetworkSpec(use_ema=args.use_ema), content, source)
     options = training_options(content, source)
@@ -95,7 +98,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     if not moments.count.sum():
         raise UserError(f'--split {args.split}: holds no images')
     whole = block_values(model, moments.over_groups().mean)
-    images, _ = next(iter(loader))
+    with torch.inference_mode():  # as in the pass before: some readers of streams have kept tensors of it
+        images, _ = next(iter(loader))
     with blame(source, ValueError):
         frozen_model = freeze_at(
             network.model, {name: mean[0] for name, mean in whole.items()}, images[:2], **spec.model_kwargs)

@@ -43,7 +43,9 @@ def reproduce_parser() -> OptionParser:
     add('--only', nargs='+', metavar='CELL', help='some of its networks; the plain one is always there')
     add('--jobs', type=int, metavar='K', help='runs at a time, one for each device if not given')
     add('--devices', nargs='+', metavar='DEVICE', help='devices that the runs are spread over')
-    add('--print', action='store_true', help='print a shell command for each missing run, and run nothing')
+    add('--print', action='store_true',
+        help="print a shell command for each missing run, and run nothing; for GNU parallel, or xargs -d '\\n' -n 1 sh "
+             '-c')
     add('--report', action='store_true', help='write the report of the runs that are there, and run nothing')
     add('--data-note', default='', metavar='TEXT', help='what the titles of the report say of the data')
     return parser

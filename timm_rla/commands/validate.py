@@ -69,13 +69,12 @@ def main(argv: Optional[List[str]] = None) -> None:
     if place.primary:
         warn_of_idle_options(args, validate_parser())
     outputs = [('--results-file', Path(args.results_file))] if args.results_file else []
-    if args.confusion:
-        picture = Path(args.confusion)
-        table, classes = picture.with_suffix('.csv'), picture.with_name(f'{picture.stem}-classes.csv')
-        outputs += [('--confusion', path) for path in (picture, table, classes)]
     if place.primary:  # before the work, not after it
         if args.confusion:
+            picture = Path(args.confusion)
             check_picture(picture, '--confusion')
+            table, classes = picture.with_suffix('.csv'), picture.with_name(f'{picture.stem}-classes.csv')
+            outputs += [('--confusion', path) for path in (picture, table, classes)]
         check_outputs(outputs, [args.checkpoint, args.class_map])
     result, confusion, names = _validate(args, place, outputs)
     if not place.primary:

@@ -111,6 +111,8 @@ def open_dataset(
             dataset, image_mode(in_chans, source.input_img_mode), source.option, num_classes)
     elif type(dataset) is IterableImageDataset:
         dataset = StrictImageStream(dataset, source.data_dir, num_classes)
+    if hasattr(dataset, '__len__') and not len(dataset):
+        raise UserError(f'{split_option} {split}: holds no images')
     if names and not source.class_map:
         renumber(dataset, _indices_by_name(class_indices(dataset), names, source.option), class_indices(dataset))
     indices = class_indices(dataset)

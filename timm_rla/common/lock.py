@@ -13,6 +13,7 @@ from .errors import UserError, blame
 __all__ = ['exclusive', 'held_by']
 
 LOCK, HOLDER = '.lock', '.holder'
+PATIENCE = 0.5  # seconds: `held_by` takes the lock for a moment, too
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def exclusive(folder: Path, refusal: Callable[[str], str]) -> Iterator[None]:
     with blame(str(folder), OSError, ValueError):  # ValueError: a null in the name
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(folder / LOCK, timeout=0), folder / HOLDER
+        lock, holder = FileLock(folder / LOCK, timeout=PATIENCE), folder / HOLDER
         try:
             lock.acquire()
         except Timeout as e:

@@ -293,7 +293,7 @@ def validation_loader(
     """
     source = data_source(args)
     split = getattr(args, split_option.removeprefix('--').replace('-', '_'))
-    num_samples = args.num_samples if split_option == '--split' else None
+    num_samples = args.num_samples if split_option == '--split' else args.val_num_samples
     dataset = open_dataset(
         replace(source, input_img_mode=source.input_img_mode or network.image_mode),
         split,

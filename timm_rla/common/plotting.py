@@ -1,4 +1,5 @@
 """What all pictures of this package share: figures, colours, formats, names in them, and how a file is written."""
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
@@ -9,7 +10,7 @@ from .files import check_writable, replacing
 
 __all__ = [
     'COLORS', 'HIGHLIGHT', 'LARGEST', 'check_picture', 'line_style', 'new_figure', 'plain_label', 'save_picture',
-    'subplots', 'tidy_axes', 'whole_steps',
+    'set_title', 'subplots', 'tidy_axes', 'whole_steps',
 ]
 
 # Okabe and Ito's, safe for the colour-blind
@@ -52,6 +53,12 @@ def plain_label(text: str, length: int = 40) -> str:
     if len(text) > length:
         text = f'{text[:(length - 1) // 2]}…{text[-(length // 2):]}'
     return f' {text}' if text.startswith('_') else text
+
+
+def set_title(figure: Any, title: str) -> None:
+    """A title above all axes, in as many lines as it needs. matplotlib would read formulas in it to break it."""
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, int(13 * figure.get_figwidth()))]
+    figure.suptitle('\n'.join(lines), fontsize='medium')
 
 
 def line_style(index: int) -> Dict[str, Any]:

@@ -57,6 +57,9 @@ def read_table(name: str) -> Dict[str, Any]:
         raise UserError(f'{source}: cells: none is named plain, the network that the others are compared with')
     for key, cell in content['cells'].items():
         _check_cell(key, cell, TASKS[content['task']], content['datasets'], f'{source}: cells: {key}')
+        if '{depth}' not in cell['model'] and len({*content['depths']}) > 1:
+            raise UserError(f'{source}: cells: {key}: model: {cell["model"]} is of one depth, the table of '
+                            f'{", ".join(map(str, content["depths"]))}')
     return content
 
 

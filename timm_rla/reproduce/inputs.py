@@ -36,8 +36,9 @@ def check_inputs(results: Results, runs: Sequence[Run], devices: Optional[Sequen
         if results.table.is_own and not hasattr(args, 'num_classes'):
             continue  # detectors: a user's table names the recipe, nothing says how many classes there are
         if found not in (None, expected):
+            other = f', --num-classes {found} takes these images in its place' if hasattr(args, 'num_classes') else ''
             raise UserError(f'{_data(args)}: has {found} classes, {dataset} of this table {expected}; --datasets '
-                            'chooses among the data sets of the table')
+                            f'chooses among the data sets of the table{other}')
 
 
 def _data(args: argparse.Namespace) -> str:

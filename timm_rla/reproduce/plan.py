@@ -87,8 +87,9 @@ def load_table(
     for key, entry in entries.items():
         modules = entry.get('options', {}).get('device_modules', [])  # they may register networks
         import_modules(modules, f'TABLE {name}: cells: {key}: options: device_modules')
-    _check_depths(depths or [], {entry['model'] for entry in entries.values()})
     depths = list(dict.fromkeys(depths or content['depths']))
+    if {*depths} != {*content['depths']}:
+        _check_depths(depths, {entry['model'] for entry in entries.values()})
     task = TASKS[content['task']]
     cells = [
         _cell(key, entry, depth, dataset, task, f'TABLE {name}')
@@ -107,11 +108,9 @@ def _check(option: str, given: Optional[Sequence[str]], known: Sequence[str]) ->
 
 def _check_depths(depths: Sequence[int], models: Set[str]) -> None:
     """Complain of a depth that one of the networks does not have; '{depth}' stands for it in their names."""
-    if not depths:
-        return
     for model in models:
         if '{depth}' not in model:
-            raise UserError(f'--depth {depths[0]}: {model} of this table is of one depth')
+            raise UserError(f'--depth {" ".join(map(str, depths))}: {model} of this table is of one depth')
     names = timm.list_models()
     patterns = [re.compile(re.escape(model).replace(re.escape('{depth}'), r'(\d+)')) for model in models]
     known = set.intersection(

@@ -11,6 +11,7 @@ from ..common.plotting import (
     line_style,
     plain_label,
     save_picture,
+    set_title,
     subplots,
     tidy_axes,
     whole_steps,
@@ -64,7 +65,7 @@ def plot_curves(results: Results, rows: Sequence[Row], heading: str, output: Pat
             tidy_axes(ax)
             whole_steps(ax)
         right[-1].legend(frameon=False, fontsize='small')
-    figure.suptitle(heading, fontsize='medium', wrap=True)
+    set_title(figure, heading)
     return save_picture(figure, output)
 
 
@@ -112,7 +113,7 @@ def plot_differences(rows: Sequence[Row], measure: str, heading: str, output: Pa
     better = 'left' if rows[0].metric.lower_is_better else 'right'
     axes.set_xlabel(  # to the left it may run below the names
         f'Difference in {measure} from plain, percentage points ({better} is better)', loc='right')
-    axes.set_title(heading, fontsize='medium', wrap=True)
+    set_title(figure, heading)
     if shown:
         figure.legend(loc='outside lower center', ncols=3, frameon=False)
     return save_picture(figure, output)
@@ -148,5 +149,5 @@ def plot_attentions(studied: Sequence[Studied], heading: str, output: Path) -> P
             tidy_axes(ax)
             label_blocks(ax, names)
         left.legend(frameon=False, fontsize='small')
-    figure.suptitle(heading, fontsize='medium', wrap=True)
+    set_title(figure, heading)
     return save_picture(figure, output)

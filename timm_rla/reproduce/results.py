@@ -13,7 +13,7 @@ from ..common.options import parse
 from ..common.summary import read_summary
 from ..common.yaml_files import read_mapping
 from .arguments import run_options
-from .plan import Run, Table, runs_there
+from .plan import Cell, Run, Table, runs_there
 from .tasks import DATASETS
 
 __all__ = ['Results']
@@ -44,16 +44,20 @@ class Results:
         self.options = list(options)
         self.length = length
         self.note = note
-        self.settings = {'table': table.name, f'{table.task.unit}s': length, 'options': self.options}
+        name = f'{table.name}.yaml' if table.is_own else table.name  # one of the package may have the same
+        self.settings = {'table': name, f'{table.task.unit}s': length, 'options': self.options}
         task = table.task
         args = {cell: parse(task.parser(), run_options(task, Run(cell, 0), length, options)) for cell in table.cells}
         for cell, parsed in args.items():
             if getattr(parsed, 'val_split', None) == '':
                 raise UserError(f"--val-split '': {cell.name} would have no {task.measure} to report")
         self.ends = {cell: task.length(args[cell]) for cell in table.cells}  # epochs or iterations of the runs
-        self.parameters = {  # complains of a network that cannot be built now, not after the runs
-            cell: task.parameters(args[cell], DATASETS[cell.dataset].num_classes) for cell in table.cells
-        }
+        self.parameters: Dict[Cell, int] = {}
+        for cell in table.cells:  # complains of a network that cannot be built now, not after the runs
+            try:
+                self.parameters[cell] = task.parameters(args[cell], DATASETS[cell.dataset].num_classes)
+            except UserError as e:
+                raise UserError(f'{cell.name}: {e}') from e
         self.recorded = self._check_folder()
 
     def _check_folder(self) -> bool:
@@ -70,24 +74,29 @@ class Results:
             if held:
                 raise UserError(f'--output {self.path}: neither empty nor the results of a table')
             return False
-        found = read_mapping(self.path / SETTINGS, f'--output {self.path}')
+        found = read_mapping(self.path / SETTINGS, f'--output {self.path}: {SETTINGS}')
+        if not {'table', 'options'} <= found.keys():  # a file of the user's, which may be this very table
+            raise UserError(f'--output {self.path}: its {SETTINGS} is none of results; choose another folder')
         noted = found.get('data_note', '')
         self.note = self.note or (noted if isinstance(noted, str) and noted.isprintable() else '')
         differ = [f'{key} {found.get(key)}, not {value}' for key, value in self.settings.items()
-                  if found.get(key) != value and not (key == 'options' and self._means_the_same(found.get(key)))]
+                  if found.get(key) != value and not (key != 'table' and self._means_the_same({key: found.get(key)}))]
         if differ and any(entry.is_dir() for entry in held):
             raise UserError(f'--output {self.path}: holds runs of {"; ".join(differ)}; choose another folder')
         return not differ
 
-    def _means_the_same(self, options: Any) -> bool:
-        """True for options of the table that are these, otherwise written, but for where and how runs go."""
-        if not isinstance(options, list):
-            return False
+    def _means_the_same(self, found: Dict[str, Any]) -> bool:
+        """True for settings of which runs come that are these, otherwise written, but for where and how they go."""
         task = self.table.task
+        unit = f'{task.unit}s'
+        length, options = (dict(self.settings, **found)[name] for name in (unit, 'options'))
+        if not isinstance(options, list) or not (length is None or type(length) is int):
+            return False
         for run in (Run(cell, seed) for cell in self.table.cells for seed in (0, 1)):  # {cell} and {seed} differ
             try:
-                first, second = (vars(parse(task.parser(), run_options(task, run, self.length, given)))
-                                 for given in (list(map(str, options)), self.options))
+                first, second = (
+                    vars(parse(task.parser(), run_options(task, run, *given)))
+                    for given in ((length, list(map(str, options))), (self.length, self.options)))
             except UserError:  # options of another version
                 return False
             if any(first[name] != second[name] for name in first if name not in ELSEWHERE):

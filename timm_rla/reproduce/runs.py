@@ -1,7 +1,10 @@
 """Running what a table needs: each cell and seed an ordinary training run in a folder of its own."""
+import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import BinaryIO, Dict, List, Optional, Sequence
@@ -48,6 +51,14 @@ class _Active:
     start: float = field(default_factory=time.monotonic)
 
 
+def _say(text: str) -> None:
+    """Print a line. If nobody reads it any more, as where `tee` has died, the runs go on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _start(results: Results, run: Run, slot: int, device: Optional[str]) -> _Active:
     with blame(f'--output {results.path}', OSError):
         log = open(results.path / f'{run.name}.log', 'ab')
@@ -65,7 +76,7 @@ def _run_all(
 ) -> List[Run]:
     waiting, failed = results.missing(runs), []
     total = len(waiting)
-    print(f'{len(runs) - total} of {len(runs)} runs are finished, {total} to go', flush=True)
+    _say(f'{len(runs) - total} of {len(runs)} runs are finished, {total} to go')
     active: Dict[Run, _Active] = {}
     slots = list(range(min(jobs, max(1, total))))  # free ones
     device = {slot: devices[slot % len(devices)] if devices else None for slot in slots}
@@ -82,7 +93,7 @@ def _run_all(
                 run = waiting.pop(0)
                 holder = held_by(results.path / run.name)
                 if holder:
-                    print(f'{run.name}  is under way: {holder} writes there; it is left alone', flush=True)
+                    _say(f'{run.name}  is under way: {holder} writes there; it is left alone')
                     total -= 1
                     continue
                 slot = slots.pop(0)
@@ -102,13 +113,13 @@ def _run_all(
                 if failures[slot] < PATIENCE:
                     slots.append(slot)
                 done = total - len(waiting) - len(active)
-                print(f'[{done}/{total}] {run.name}  {_outcome(results, run, returncode, at_work.begin)}  '
-                      f'{(time.monotonic() - at_work.start) / 60:.1f} min', flush=True)
+                _say(f'[{done}/{total}] {run.name}  {_outcome(results, run, returncode, at_work.begin)}  '
+                     f'{(time.monotonic() - at_work.start) / 60:.1f} min')
                 if failures[slot] == PATIENCE and waiting:
                     place = f' on {device[slot]}' if device[slot] else ''
-                    print(f'{PATIENCE} runs have failed in a row{place}: no more are started there', flush=True)
+                    _say(f'{PATIENCE} runs have failed in a row{place}: no more are started there')
         if waiting:
-            print(f'{len(waiting)} runs were not started', flush=True)
+            _say(f'{len(waiting)} runs were not started')
     finally:
         for at_work in active.values():  # interrupted: the runs keep where they are
             at_work.process.terminate()
@@ -120,6 +131,8 @@ def _run_all(
 
 def _outcome(results: Results, run: Run, returncode: int, begin: int) -> str:
     """How a run has ended, in words; `begin` is where its part of the log begins."""
+    if returncode < 0:
+        return f'failed: killed by signal {-returncode} ({signal.strsignal(-returncode)})'
     if returncode:
         text = (results.path / f'{run.name}.log').read_bytes()[begin:].decode(errors='replace')
         lines = re.findall(r'^timm-rla .*: error: .*', text, re.MULTILINE) or text.strip().splitlines()
@@ -131,7 +144,7 @@ def _outcome(results: Results, run: Run, returncode: int, begin: int) -> str:
 
 
 def shell_commands(results: Results, runs: Sequence[Run]) -> List[str]:
-    """A shell command for each missing run, for xargs, GNU parallel or a job array.
+    """A shell command for each missing run, for GNU parallel, `xargs -d '\\n' -n 1 sh -c` or a job array.
 
     Raises:
         UserError: One would not be a line.

@@ -49,7 +49,7 @@ class Studied:
 
 
 def read_studies(results: Results, rows: Sequence[Row]) -> List[Studied]:
-    """Studies of finished runs, for each row that has one. One of another epoch than the last is left out, and said.
+    """Studies of finished runs, for each row that has one. One of other weights than the last is left out, and said.
 
     Raises:
         UserError: A file that is damaged, or whose blocks are others than those of the first seed.
@@ -62,8 +62,11 @@ def read_studies(results: Results, rows: Sequence[Row]) -> List[Studied]:
             if not (folder / STUDY).is_file():
                 continue
             study, last = _read_study(folder / STUDY), int(read_summary(folder)[-1]['epoch'])
-            if study.get('epoch', last) != last:
-                _logger.warning(f'{folder / STUDY}: of epoch {study["epoch"]}, the run has gone on to {last}; left out')
+            of_run = dict(model=row.cell.model, epoch=last, use_ema=False)
+            differ = [f'{key} {study[key]}, not {value}' for key, value in of_run.items()
+                      if study.get(key, value) != value]
+            if differ:
+                _logger.warning(f'{folder / STUDY}: of {"; ".join(differ)} as the run has ended; left out')
                 continue
             first = next(iter(studies.values()), study)
             if list(study['blocks']) != list(first['blocks']):
@@ -115,15 +118,17 @@ def markdown_lines(studied: Sequence[Studied]) -> List[str]:
     """Two tables: error with held attentions, and each block's attention."""
     if not studied:
         return []
-    splits = ' and '.join(sorted({str(study.get('split', 'train')) for entry in studied for study in entry.studies}))
+    splits, val_splits = (
+        ' and '.join(sorted({str(study.get(key, default)) for entry in studied for study in entry.studies}))
+        for key, default in (('split', 'train'), ('val_split', 'validation')))
     lines = [
         '',
         '## With attention, and with its means',
         '',
         'Change of the top-1 error, in percentage points, when every attention is held at its mean over the images of '
         f'the split {splits}, or over those of the image\'s class, which reads the label; above 0 the attention of the '
-        'single image was worth something. Of a seed with the 95 % interval over the images of validation, which are '
-        'the same for all seeds; of the mean over seeds with its 95 % t-interval.',
+        f'single image was worth something. Of a seed with the 95 % interval over the images of {val_splits}, which '
+        'are the same for all seeds; of the mean over seeds with its 95 % t-interval.',
         '',
         '| network | seed | means | interval | means of classes | interval |',
         '|---|---|---|---|---|---|',

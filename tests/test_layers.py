@@ -87,6 +87,11 @@ def test_layer_attention(hidden_dim, reduction, out_dim):
     (lambda: LayerAttention(8, 16), '^reduction .* divisor of hidden_dim = 8, not 16$'),
     (lambda: LayerAttention(8, 0), '^reduction .* divisor of hidden_dim = 8, not 0$'),
     (lambda: LayerAttention(8, -2), '^reduction .* divisor of hidden_dim = 8, not -2$'),
+    (lambda: LayerAttention(8, 2.), '^reduction .* divisor of hidden_dim = 8, not 2.0$'),
+    (lambda: LayerAttention(4.5, 1), '^hidden_dim .* whole number, at least 1, not 4.5$'),
+    (lambda: LayerAttention('a', 1), "^hidden_dim .* whole number, at least 1, not 'a'$"),
+    (lambda: Context(16, True), '^context_dim .* whole number, at least 1, not True$'),
+    (lambda: Context(16, 2.5), '^context_dim .* whole number, at least 1, not 2.5$'),
 ])
 def test_errors_name_the_bad_value_and_the_allowed_ones(build, message):
     with pytest.raises(ValueError, match=message):

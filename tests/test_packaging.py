@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def environment(wheels, tmp_path_factory):
 def test_both_hold_the_same(wheels):
     contents = [sorted(zipfile.ZipFile(wheel).namelist()) for wheel in wheels]
     assert contents[0] == contents[1]
+    with tarfile.open(next(wheels[0].parent.glob('*.tar.gz'))) as source:
+        names = {name.split('/', 1)[-1] for name in source.getnames()}
+    assert {'README.md', 'CHANGELOG.md', 'build_backend/backend.py', 'timm_rla/layers.py'} < names
+    assert not any(name.startswith('tests') for name in names)  # some would be there, without what they need
     for path in ('timm_rla/recipes/cifar10.yaml', 'timm_rla/reproduce/tables/table1.yaml', 'timm_rla_cli.py',
                  'timm_rla_autoload.py', 'timm_rla/commands/predict.py'):
         assert path in contents[0]

@@ -3,6 +3,7 @@
 Nothing here knows a model. Equations are those of the paper (docs/paper.md). Symbols, in code and documentation alike:
 B batch, C channels, H height, W width, N context length, M hidden units, r reduction.
 """
+from numbers import Integral
 from typing import Dict, NamedTuple
 
 import torch
@@ -26,6 +27,10 @@ CONTEXTS: Dict[str, ContextSpec] = {
     'gmp_mlp': ContextSpec(max_pool=True, mlp=True),
 }
 CONTEXT_MLP_REDUCTION = 16  # the C/16 of the SE module, which the paper's "GAP+MLP" takes over
+
+
+def _is_count(value: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def resample_context(x: torch.Tensor, channels: int, context_dim: int) -> torch.Tensor:
@@ -58,15 +63,15 @@ class Context(nn.Module):
         context: A key of `CONTEXTS`.
 
     Raises:
-        ValueError: `context` is not a key of `CONTEXTS`, or `context_dim` is less than 1.
+        ValueError: `context` is not a key of `CONTEXTS`, or `context_dim` no whole number of at least 1.
     """
 
     def __init__(self, channels: int, context_dim: int, context: str = 'gap', device=None, dtype=None):
         super().__init__()
         if context not in CONTEXTS:
             raise ValueError(f'context must be one of {", ".join(CONTEXTS)}, not {context!r}')
-        if context_dim < 1:
-            raise ValueError(f'context_dim must be at least 1, not {context_dim}')
+        if not _is_count(context_dim):
+            raise ValueError(f'context_dim must be a whole number, at least 1, not {context_dim!r}')
         spec = CONTEXTS[context]
         self.channels = channels
         self.context_dim = context_dim
@@ -100,15 +105,15 @@ class LayerAttention(nn.Module):
         out_dim: 1 for a scalar attention, C for one value per channel (RLA-vector).
 
     Raises:
-        ValueError: `hidden_dim` is less than 1 or `reduction` does not divide it.
+        ValueError: `hidden_dim` or `reduction` is no whole number of at least 1, or the latter no divisor.
     """
 
     def __init__(self, hidden_dim: int, reduction: int, out_dim: int = 1, device=None, dtype=None):
         super().__init__()
-        if hidden_dim < 1:
-            raise ValueError(f'hidden_dim must be at least 1, not {hidden_dim}')
-        if reduction < 1 or hidden_dim % reduction:
-            raise ValueError(f'reduction must be a divisor of hidden_dim = {hidden_dim}, not {reduction}')
+        if not _is_count(hidden_dim):
+            raise ValueError(f'hidden_dim must be a whole number, at least 1, not {hidden_dim!r}')
+        if not _is_count(reduction) or hidden_dim % reduction:
+            raise ValueError(f'reduction must be a divisor of hidden_dim = {hidden_dim}, not {reduction!r}')
         self.fc1 = nn.Linear(hidden_dim, hidden_dim // reduction, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden_dim // reduction, out_dim, device=device, dtype=dtype)
 

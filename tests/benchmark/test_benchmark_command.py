@@ -139,6 +139,7 @@ def test_suite_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys, i
     (['--batch-size', '0'], ['--batch-size', '0']),
     (['--batch-size', '999999999'], ['resnet20_cifar', '999999999']),
     (['--img-size', '-1'], ['--img-size', '-1']),
+    (['--models', 'resnet18', 'vit_tiny_patch16_224', '--img-size', '8'], ['vit_tiny_patch16_224, image of 8', '224']),
     (['--rounds', '0'], ['--rounds', '0']),
     (['--rounds', 'many'], ['--rounds', 'many', 'int']),
     (['--seconds', 'nan'], ['--seconds', 'nan']),

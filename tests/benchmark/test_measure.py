@@ -56,6 +56,14 @@ def test_sizes_are_those_of_timm(name, img_size, gmacs, macts, params):
     assert round(size['macts'], 2) == macts and round(size['param_count'], 2) == params
 
 
+def test_sizes_of_a_detector_are_those_of_the_image():
+    """Which reaches the network as it is."""
+    model, seen = create('resnet18+layers=(1,1,1,1)+fpn', as_run=False), []
+    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    small, large = (workload.count(model, size)['gmacs'] for size in (48, 480))
+    assert seen == [(1, 3, 64, 64), (1, 3, 480, 640)] and small < large
+
+
 def test_peak_memory_is_exact():
     x = torch.zeros(1000)
     kept = []

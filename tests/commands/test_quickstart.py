@@ -1,6 +1,7 @@
 """`timm-rla quickstart`: its digits are those of scikit-learn, and what it prints is what it trained."""
 import csv
 import os
+import sys
 from collections import Counter
 
 import numpy as np
@@ -41,6 +42,7 @@ def test_digits_are_written_once(digits):
     (['--data-dir', '.'], '--data-dir, --dataset, --class-map: not for quickstart'),
     (['--class-map', 'm.txt'], '--data-dir, --dataset, --class-map: not for quickstart'),
     (['--experiment', 'digits/run'], '--experiment digits/run: the images lie there'),
+    (['photos'], 'DIR photos: not for quickstart'),
     (['--config', 'nope'], '--config nope: neither a file nor a recipe'),
 ], ids=lambda value: value[0] if isinstance(value, list) else '')
 def test_bad_input_is_said_before_the_work(tmp_path, monkeypatch, capsys, options, words):
@@ -50,20 +52,27 @@ def test_bad_input_is_said_before_the_work(tmp_path, monkeypatch, capsys, option
     assert words in capsys.readouterr().err.splitlines()[-1] and os.listdir(tmp_path) == ['file']
 
 
+def test_what_the_curve_needs_is_asked_for_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    assert cli.main(['quickstart']) == 2
+    assert "pip install 'timm_rla[quickstart]'" in capsys.readouterr().err and not os.listdir(tmp_path)
+
+
 def test_quickstart(digits, tmp_path, capsys):
     """What it prints and writes is what the last epoch of its run measured."""
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'digits').symlink_to(digits)
     (tmp_path / 'recipe.yaml').write_text('model: rla_resnet20_cifar\nmodel_kwargs: {layers: [1, 1, 1]}\nimg_size: 8\n')
-    options = ['--device', 'cpu', '--workers', '0', '--epochs', '1', '--experiment', 'run']
+    options = ['--device', 'cpu', '--workers', '0', '--epochs', '2', '--val-interval', '5', '--experiment', 'run']
     assert cli.main(['quickstart', '--config', str(tmp_path / 'recipe.yaml'), '--output', str(tmp_path / 'out'),
                      '--result', str(tmp_path / 'result.csv'), *options]) == 0
     out = capsys.readouterr().out
     run = tmp_path / 'out' / 'run'
     (row,) = read_summary(run)
-    assert f'{row["eval_top1"]:.2f} % of 360 held-out digits after 1 epochs' in out
+    assert f'{row["eval_top1"]:.2f} % of 360 held-out digits after 2 epochs' in out
     assert f'{run / "last.pth.tar"}' in out and (run / 'curves.png').stat().st_size > 5000
     with open(tmp_path / 'result.csv', newline='') as f:
         (result,) = csv.DictReader(f)
     assert float(result['top1']) == round(row['eval_top1'], 2)
-    assert (result['epochs'], result['held_out']) == ('1', '360') and 'threads' in result['hardware']
+    assert (result['epochs'], result['held_out']) == ('2', '360') and 'threads' in result['hardware']

@@ -11,6 +11,7 @@ from helpers import LAYOUTS, VARIANTS, assert_equal_up_to_rounding, images, is_e
 from timm.layers import BlurPool2d, DropPath, GatherExcite
 
 from timm_rla.layers import CONTEXTS
+from timm_rla.models.blocks import RLABasicBlock, RLABottleneck
 from timm_rla.models.cifar import PaddedShortcut
 from timm_rla.models.network import default_context_dim
 
@@ -403,12 +404,34 @@ def test_only_cifar_stages_that_halve_the_image_have_a_shortcut_module(name):
     (dict(context_dim=0), 'context_dim .* at least 1, not 0'),
     (dict(context_dim=-1), 'context_dim .* at least 1, not -1'),
     (dict(hidden_dim=0), 'hidden_dim .* at least 1, not 0'),
+    (dict(vector='no'), "vector must be False or True, not 'no'"),
     (dict(hidden_dim=12, reduction=5), 'reduction .* divisor of hidden_dim = 12, not 5'),
     (dict(reduction=0), 'reduction .* divisor .*, not 0'),
 ])
 def test_bad_value(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model(name, device='meta', **kwargs)
+
+
+@pytest.mark.parametrize('name', ['resnet20_cifar', 'seresnet20_cifar', 'rla_resnet20_cifar'])
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(stem_type='deep'), 'stem_type deep: stem and shortcuts of networks for CIFAR are fixed'),
+    (dict(stem_width=16), 'stem_width 16: '),
+    (dict(replace_stem_pool=True), 'replace_stem_pool True: '),
+    (dict(avg_down=True), 'avg_down True: '),
+    (dict(down_kernel_size=3), 'down_kernel_size 3: '),
+    (dict(block=RLABottleneck), 'block RLABottleneck: networks for CIFAR have basic blocks'),
+])
+def test_what_is_fixed_in_networks_for_cifar(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(name, device='meta', **kwargs)
+
+
+def test_blocks_of_each_stage():
+    """One block for each stage, as timm's ResNet takes them; N is the most frequent width."""
+    blocks = RLABasicBlock, RLABasicBlock, RLABottleneck, RLABottleneck
+    model = timm.create_model('rla_resnet18', block=blocks, layers=(1, 1, 1, 2), num_classes=3)
+    assert model.lstm.input_size == 4 * 512 and model(torch.randn(2, 3, 64, 64)).shape == (2, 3)
 
 
 @pytest.mark.parametrize('name', ['rla_resnet20_cifar', 'resnet20_cifar'])

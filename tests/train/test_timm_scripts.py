@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from timm_rla.common.options import parse
 from timm_rla.common.recipes import recipes
@@ -131,3 +133,12 @@ def test_scripts_of_timm_with_torchscript(data, tmp_path, model):
     assert result['top1'] == pytest.approx(row['eval_top1'], abs=1e-2)
     call(CHECKOUT / 'benchmark.py', '--model', model, '--device', 'cpu', '--img-size', '16', '-b', '2', '--bench',
          'both', '--num-bench-iter', '10', '--num-warm-iter', '1', '--torchscript')
+
+
+def test_export_of_timm(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    model = timm.create_model('rla_resnet20_cifar')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth.tar')
+    call(CHECKOUT / 'onnx_export.py', tmp_path / 'a.onnx', '--model', 'rla_resnet20_cifar', '--img-size', '32',
+         '--checkpoint', tmp_path / 'a.pth.tar', '--check-forward')
+    onnx.checker.check_model(str(tmp_path / 'a.onnx'), full_check=True)

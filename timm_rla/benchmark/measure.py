@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import torch
 
+from ..common.device import NETWORK_ERRORS
 from ..common.environment import describe_environment
 from ..common.errors import blame
 from ..common.progress import Progress
@@ -39,7 +40,7 @@ class Start(NamedTuple):
 
 def take_turns(slices: Sequence[Callable[[], float]], rounds: int,
                report: Callable[[torch.Tensor], None] = lambda times: None) -> torch.Tensor:
-    """Time each slice once in each round; every one comes first and last equally often.
+    """Time each slice once in each round; every one comes first and last as often, or once more.
 
     Args:
         slices: Each runs one model for a while and returns its seconds per step.
@@ -110,7 +111,7 @@ def measure(setting: Setting, rounds: int, seconds: float, starts: int = 1, labe
 
 def _size(name: str, setting: Setting) -> Dict[str, float]:
     model = create(name, as_run=False)
-    with blame(f'{name}, image of {setting.img_size} px', RuntimeError, ValueError):
+    with blame(f'{name}, image of {setting.img_size} px', TypeError, *NETWORK_ERRORS):
         return count(model, setting.img_size)
 
 
@@ -152,7 +153,7 @@ def _start(
         steps = _ask(processes, setting, f'{label}: warming up', 'call', 'warm_up', seconds)
         memory = _ask(processes, setting, f'{label}: memory of', 'call', 'memory') if with_memory else []
         slices = [partial(process.call, 'time', n) for process, n in zip(processes, steps)]
-        with blame(label, RuntimeError, MemoryError):
+        with blame(label, TypeError, *NETWORK_ERRORS):
             times = take_turns(slices, rounds, partial(report, setting.batch_size * sum(steps)))
     return Start(times, allocators[0], memory)
 
@@ -164,7 +165,7 @@ def _ask(processes: Sequence[Process], setting: Setting, doing: str, method: str
         _logger.info(f'{doing} {process.name}')
         subject = f'{process.name}, {setting.mode}, batch {setting.batch_size}, {setting.img_size} px, ' \
                   f'{setting.precision}'
-        with blame(subject, RuntimeError, ValueError, MemoryError):
+        with blame(subject, TypeError, *NETWORK_ERRORS):
             answers.append(getattr(process, method)(*args))
     return answers
 

@@ -38,7 +38,7 @@ def count(model: nn.Module, img_size: int) -> Dict[str, float]:
 
     Args:
         model: In eval mode, on the CPU.
-        img_size: Of the image, as `image_shape` takes it.
+        img_size: Of the image, as `take_images` takes it.
 
     Returns:
         Parameters in millions; for one image, multiplications (with addition) of convolutions and matrix products in
@@ -51,7 +51,7 @@ def count(model: nn.Module, img_size: int) -> Dict[str, float]:
     })
     flops = FlopCounterMode(display=False)
     with torch.no_grad(), written, flops:  # they cannot follow modules in inference mode
-        model(torch.zeros(1, *image_shape(model, img_size)))
+        model(torch.zeros(1, *take_images(model, img_size)))
     return dict(
         gmacs=flops.get_total_flops() / 2e9,
         macts=written.get_total_flops() / 1e6,
@@ -59,9 +59,13 @@ def count(model: nn.Module, img_size: int) -> Dict[str, float]:
     )
 
 
-def image_shape(model: nn.Module, img_size: int) -> Tuple[int, int, int]:
-    """Channels, height and width of images: as wide as high, but for detectors."""
-    return 3, img_size, detector_width(img_size) if isinstance(model, FasterRCNN) else img_size
+def take_images(model: nn.Module, img_size: int) -> Tuple[int, int, int]:
+    """Channels, height and width of images: as wide as high, but for detectors, which are to take them as they are."""
+    if not isinstance(model, FasterRCNN):
+        return 3, img_size, img_size
+    width = detector_width(img_size)
+    model.transform.min_size, model.transform.max_size = (img_size,), width
+    return 3, img_size, width
 
 
 def _targets(shape: Tuple[int, int, int], num_classes: int, device: torch.device) -> Dict[str, torch.Tensor]:
@@ -98,7 +102,7 @@ class Workload:
         dtype = precision.dtype
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         training = setting.mode == 'train'
-        shape = image_shape(model, setting.img_size)
+        shape = take_images(model, setting.img_size)
         self.device = device
         self.model = model.to(device=device, dtype=dtype, memory_format=layout).train(training)
         images: Any = torch.randn(
@@ -106,7 +110,6 @@ class Workload:
         targets: Any
         self.loss: Callable[[Any, Any], torch.Tensor]
         if isinstance(model, FasterRCNN):
-            model.transform.min_size, model.transform.max_size = shape[1:2], shape[2]  # images as they are
             num_classes = model.roi_heads.box_predictor.cls_score.out_features
             images = list(images.sigmoid())
             targets = [_targets(shape, num_classes, device) for _ in images]

@@ -54,7 +54,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     curve = plot_curves([run], run / 'curves.png')
     rows = read_summary(run)
     result = dict(
-        epochs=len(rows),
+        epochs=int(rows[-1]['epoch']) + 1,
         held_out=HELD_OUT,
         top1=round([row['eval_top1'] for row in rows if 'eval_top1' in row][-1], 2),
         seconds=round(seconds),
@@ -70,6 +70,8 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 def _check(run_options: argparse.Namespace, digits: str, output: Path, result_file: Optional[Path]) -> None:
     """Complain of options that leave nothing to show, and of files that cannot be written, before the work."""
+    if run_options.data:
+        raise UserError(f'DIR {run_options.data}: not for quickstart, whose images are digits; timm-rla train takes it')
     if run_options.data_dir != digits or run_options.dataset or run_options.class_map:
         raise UserError('--data-dir, --dataset, --class-map: not for quickstart, whose images are digits; timm-rla '
                         'train takes them')
@@ -80,6 +82,7 @@ def _check(run_options: argparse.Namespace, digits: str, output: Path, result_fi
                         'out for what quickstart shows')
     if os.path.lexists(output) and not output.is_dir():
         raise UserError(f'--output {output}: is no folder')
+    import_extra('matplotlib', 'quickstart')
     if result_file:
         if output.resolve() in result_file.resolve().parent.parents:
             raise UserError(f'--result {result_file}: must lie outside of the folders in --output {output}')

@@ -73,6 +73,8 @@ class RecurrentBlock(nn.Module):
     ):
         dd = dict(device=device, dtype=dtype)
         super().__init__(inplanes, planes, *args, **kwargs, **dd)
+        if vector not in (False, True):  # a text such as 'no' would be taken for True
+            raise ValueError(f'vector must be False or True, not {vector!r}')
         channels = planes * self.expansion
         self.context = Context(channels, context_dim, context, **dd)
         self.attention = LayerAttention(hidden_dim, reduction, channels if vector else 1, **dd)

@@ -15,6 +15,8 @@ from .network import RecurrentLayerAttention
 
 __all__ = ['CifarResNet', 'RLACifarResNet']
 
+FIXED = {'stem_type', 'stem_width', 'replace_stem_pool', 'avg_down', 'down_kernel_size'}  # arguments of timm's ResNet
+
 
 class PaddedShortcut(nn.Module):
     """Shortcut without parameters (option A): subsample, then pad with zero channels."""
@@ -40,7 +42,10 @@ class CifarResNet(ResNet):
         attn_layer: Intra-layer attention in each block, any name that timm knows.
         zero_init_last: Start each block at zero. Off by default, unlike in timm: He et al. (and the RLA paper) do not.
         block_args: More arguments for each block.
-        **kwargs: Further arguments of timm's ResNet.
+        **kwargs: Further arguments of timm's ResNet, but for `FIXED`.
+
+    Raises:
+        ValueError: One of `FIXED`, or a block with a bottleneck.
     """
 
     def __init__(
@@ -60,6 +65,10 @@ class CifarResNet(ResNet):
     ):
         assert output_stride in (2, 4), f'output_stride must be 2 or 4, not {output_stride}'
         assert channels[0] >= 2 and channels[0] % 2 == 0, f'channels must begin with an even number, not {channels[0]}'
+        for name in FIXED & kwargs.keys():
+            raise ValueError(f'{name} {kwargs[name]}: stem and shortcuts of networks for CIFAR are fixed')
+        if block.expansion != 1:
+            raise ValueError(f'block {block.__name__}: networks for CIFAR have basic blocks')
         dd = dict(device=device, dtype=dtype)
         block_args = dict(block_args or {})
         if attn_layer is not None:

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
-from timm.layers import LayerType
+from timm.layers import LayerType, to_ntuple
 from timm.models.resnet import ResNet
 
 from .._timm import feature_take_indices
@@ -56,7 +56,7 @@ class RecurrentLayerAttention(nn.Module):
         **kwargs: Arguments of timm's ResNet.
 
     Raises:
-        ValueError: `context`, `context_dim`, `hidden_dim` or `reduction` is out of range.
+        ValueError: `context`, `context_dim`, `hidden_dim`, `reduction` or `vector` is out of range.
     """
     def __init__(
             self,
@@ -75,7 +75,9 @@ class RecurrentLayerAttention(nn.Module):
             **kwargs,
     ):
         if context_dim is None:
-            context_dim = default_context_dim([p * block.expansion for p, n in zip(channels, layers) for _ in range(n)])
+            blocks = to_ntuple(len(channels))(block)  # one for all stages or one for each, as timm takes them
+            context_dim = default_context_dim(
+                [p * b.expansion for p, b, n in zip(channels, blocks, layers) for _ in range(n)])
         block_args = dict(
             block_args or {},
             context=context,

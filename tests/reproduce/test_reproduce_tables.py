@@ -181,7 +181,7 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch, name, depths):
     (('amp: true', '5: 1'), ['options: 5 is not a name']),
     (('hidden_dim: 8', '5: 8'), ['model_kwargs: 5 is not a name']),
     (('hidden_dim: 8', 'hiden_dim: 8'), ['hiden_dim', 'hidden_dim']),
-    (('hidden_dim: 8', 'hidden_dim: 0'), ['hidden_dim must be at least 1']),
+    (('hidden_dim: 8', 'hidden_dim: 0'), ['Another start: ', 'hidden_dim must be a whole number, at least 1']),
     (('hidden_dim: 8', 'hidden_dim: [8]'), ['Another start: ']),
     (('rla_resnet{depth}_cifar', 'resnet18.bogus'), ['resnet18.bogus', 'bogus']),
     (('amp: true', 'device_modules: [no_such_module]'), ['device_modules no_such_module']),

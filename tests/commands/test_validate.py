@@ -89,6 +89,17 @@ def test_results_file_that_cannot_be_written(validate, tmp_path):
     assert 'no/a.csv' in validate('--results-file', str(tmp_path / 'no' / 'a.csv'), code=2)
 
 
+def test_files_are_written_before_anything_is_printed(validate, tmp_path, monkeypatch):
+    """Nobody may read it any more."""
+    def closed(*args, **kwargs):
+        raise BrokenPipeError
+
+    monkeypatch.setattr('builtins.print', closed)
+    monkeypatch.setattr('timm_rla_cli._drop_output', lambda: None)
+    validate('--results-file', str(tmp_path / 'a.csv'), '--confusion', str(tmp_path / 'c.png'), code=141)
+    assert (tmp_path / 'a.csv').is_file() and (tmp_path / 'c.png').is_file()
+
+
 def test_confusion_matrix(validate, image_folder, tmp_path):
     result = validate('--confusion', str(tmp_path / 'c.png'))
     with open(tmp_path / 'c-classes.csv', newline='') as f:

@@ -74,8 +74,10 @@ def main(argv: Optional[List[str]] = None) -> None:
         return
 
     title = f'{network.name}, {total:,} image{"s" if total > 1 else ""}'
-    print(format_table(moments, blocks, names))
     source = weights_id(Path(args.checkpoint), args.use_ema) if args.checkpoint else None
-    print(plot_attention(moments, blocks, output, title=title, source=source))
-    print(plot_classes(moments, blocks, names, classes_output, classes, title=title))
-    print(write_statistics(moments, blocks, names, table))
+    plot_attention(moments, blocks, output, title=title, source=source)
+    plot_classes(moments, blocks, names, classes_output, classes, title=title)
+    write_statistics(moments, blocks, names, table)
+    print(format_table(moments, blocks, names))
+    for _, path in outputs:
+        print(path)

@@ -102,8 +102,8 @@ def main(argv: Optional[List[str]] = None) -> None:
 
     for index, setting in enumerate(plan, start=1):
         rows = measure(setting, args.rounds, args.seconds, args.starts, label=f'[{index}/{len(plan)}] {setting.name}')
-        print(f'\n{setting.name}, {setting.precision}, {rows[0]["hardware"]}\n{format_rows(rows)}\n', flush=True)
         if output is not None:
             update(output, rows)  # after each setting, so that an interrupted run keeps what it has
+        print(f'\n{setting.name}, {setting.precision}, {rows[0]["hardware"]}\n{format_rows(rows)}\n', flush=True)
     if output is not None:
         print(output)

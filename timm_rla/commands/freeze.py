@@ -112,24 +112,24 @@ def main(argv: Optional[List[str]] = None) -> None:
                             for m, label in ((model, 'With attention'), (plain, 'With means')))
         result = compare(attended, frozen)
         study.update(val_split=args.val_split, val_images=len(attended), means=result._asdict())
-        if place.primary:
-            print(f'Top-1 with attention {result.first:.2f} %, with its means {result}')
         if args.study:
             study.update(what_attention_carries(model, moments, attended, evaluation, place, args.log_freq))
     if place.primary:
-        columns = ('mean', 'std', 'class_std')
-        print(format_columns([('block', 'mean', 'std', 'std of classes'), *(
-            (name, *(f'{block[key]:.4f}' for key in columns)) for name, block in study['blocks'].items())], left=1))
         saved = _checkpoint(frozen_model, epoch, options, network, spec)
         if args.study:
             with blame(f'--study {study_output}', OSError), writing_text(study_output) as f:
                 f.write(json.dumps(study, indent=1) + '\n')
                 f.flush()
                 _save(saved, output)  # here, for both files to be there or none
-            print(study_output)
         else:
             _save(saved, output)
-        print(output)
+        if evaluation is not None:
+            print(f'Top-1 with attention {result.first:.2f} %, with its means {result}')
+        columns = ('mean', 'std', 'class_std')
+        print(format_columns([('block', 'mean', 'std', 'std of classes'), *(
+            (name, *(f'{block[key]:.4f}' for key in columns)) for name, block in study['blocks'].items())], left=1))
+        for _, path in reversed(outputs):
+            print(path)
 
 
 def _checkpoint(

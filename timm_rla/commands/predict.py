@@ -62,10 +62,10 @@ def main(argv: Optional[List[str]] = None) -> None:
             dict(index=index, name=names[index], probability=round(value, 6))
             for value, index in zip(values.tolist(), indices.tolist())
         ]))
-    unicode = 'utf' in (sys.stdout.encoding or '').lower()
-    print(json.dumps(rows, indent=1, ensure_ascii=not unicode) if args.json else _format(rows))
     if args.csv:
         _write_csv(rows, Path(args.csv))
+    unicode = 'utf' in (sys.stdout.encoding or '').lower()
+    print(json.dumps(rows, indent=1, ensure_ascii=not unicode) if args.json else _format(rows))
     if problems:
         raise UserError('; '.join(problems))
 

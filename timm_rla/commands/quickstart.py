@@ -60,12 +60,12 @@ def main(argv: Optional[List[str]] = None) -> None:
         seconds=round(seconds),
         **describe_environment(run_options.device),
     )
+    if result_file:
+        write_csv(result_file, result, [result.values()], '--result')
     print(f'Images      {digits}')
     print(f'Checkpoint  {run / "last.pth.tar"}')
     print(f'Curve       {curve}')
     print('Top-1       {top1:.2f} % of {held_out} held-out digits after {epochs} epochs, {seconds} s'.format(**result))
-    if result_file:
-        write_csv(result_file, result, [result.values()], '--result')
 
 
 def _check(run_options: argparse.Namespace, digits: str, output: Path, result_file: Optional[Path]) -> None:

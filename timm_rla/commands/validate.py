@@ -79,8 +79,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     result, confusion, names = _validate(args, place, outputs)
     if not place.primary:
         return
-    print(format_classes(confusion, names))
-    print(f'--result\n{json.dumps(result, indent=4)}')
     if args.results_file:
         _write_result(result, Path(args.results_file), args.results_format)
     if args.confusion:
@@ -88,6 +86,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         write_matrix(confusion, names, table)
         write_classes(confusion, names, classes)
         plot_confusion(confusion, names, picture, title)
+    print(format_classes(confusion, names))
+    print(f'--result\n{json.dumps(result, indent=4)}')
 
 
 def _validate(

@@ -44,16 +44,16 @@ def main(argv: List[str]) -> None:
     if not module.trainer.is_global_zero:
         return
     numbers = by_class_name(module.numbers, split.names)
-    print(format_columns([
-        *((text, f'{numbers[name]:.4f}') for name, text in NUMBERS.items()),
-        *((f'AP @[.5, .95], {name}', f'{value:.4f}') for name, value in numbers['per_class'].items()),
-    ], left=1))
     if args.json:
         _write(Path(args.json), '--json', json.dumps(numbers, indent=1) + '\n')
     if args.results:
         _write(Path(args.results), '--results', json.dumps(module.results()))
     if args.csv:
         _write_csv(Path(args.csv), numbers)
+    print(format_columns([
+        *((text, f'{numbers[name]:.4f}') for name, text in NUMBERS.items()),
+        *((f'AP @[.5, .95], {name}', f'{value:.4f}') for name, value in numbers['per_class'].items()),
+    ], left=1))
 
 
 def _write(path: Path, option: str, text: str) -> None:

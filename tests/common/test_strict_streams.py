@@ -130,8 +130,8 @@ def write_parquet(datasets, root, broken=False):
         datasets.Dataset.from_dict(rows, features=features).to_parquet(root / 'set' / f'{split}-0.parquet')
 
 
-@pytest.mark.parametrize('streams', [False, True])
-@pytest.mark.parametrize('broken', [False, True])
+@pytest.mark.parametrize('streams', [False, True], ids=['tables', 'streams'])
+@pytest.mark.parametrize('broken', [False, True], ids=['whole', 'broken'])  # older timm takes no capitals
 def test_hugging_face(tmp_path, capsys, monkeypatch, streams, broken):
     datasets = pytest.importorskip('datasets', reason='needs pip install datasets')
     monkeypatch.setattr('datasets.config.HF_DATASETS_CACHE', str(tmp_path / 'cache'))

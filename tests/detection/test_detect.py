@@ -218,7 +218,7 @@ def test_table_of_detectors(data, tmp_path, capsys, monkeypatch):
     assert cli.main(command) == 0
     assert '1 of 1 runs are finished, 0 to go' in capsys.readouterr().out
     assert cli.main(['reproduce', 'bccd', *command[2:]]) == 2  # where they would stand in the report as BCCD
-    assert 'table own, not bccd' in capsys.readouterr().err
+    assert 'table own.yaml, not bccd' in capsys.readouterr().err
     assert cli.main(['reproduce', 'bccd', *command[2:], '--output', str(tmp_path / 'other')]) == 2
     assert 'has 2 classes, bccd of this table 3' in capsys.readouterr().err and not (tmp_path / 'other').exists()
 

@@ -12,6 +12,7 @@ from sections import evidence, models, speed, tried
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'results'
 CIFAR, DETECTORS = RESULTS / 'cifar10-depth20', RESULTS / 'bccd-depth18'
+AGAIN = RESULTS / 'cifar10-depth20-again'
 
 
 class Section(NamedTuple):
@@ -32,6 +33,7 @@ SECTIONS: Dict[str, Section] = {
     'forms': Section('docs/design.md', lambda: speed.forms(RESULTS)),
     'answer': Section('docs/evidence.md', lambda: evidence.answer(CIFAR)),
     'report': Section('docs/evidence.md', lambda: evidence.report(CIFAR)),
+    'again': Section('docs/evidence.md', lambda: evidence.report(AGAIN)),
     'smaller questions': Section('docs/evidence.md', lambda: evidence.smaller_questions(RESULTS)),
     'loading': Section('docs/evidence.md', lambda: speed.loading(RESULTS)),
     'detector answer': Section('docs/detection.md', lambda: evidence.detector_answer(DETECTORS)),

@@ -58,7 +58,11 @@ def test_two_processes(data, tmp_path):
 def test_interrupted(data, tmp_path, monkeypatch, capsys):
     from timm_rla.detection.callbacks import Lines
     monkeypatch.setattr(Lines, 'on_train_batch_end', lambda self, *_: signal.raise_signal(signal.SIGINT))
-    assert cli.main([*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
+    try:
+        assert cli.main([*TRAIN, '--data-dir', str(data), '--output', str(tmp_path), '--experiment', 'cut']) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.strip().splitlines()[-1] == 'timm-rla detect train: interrupted'
 
 

@@ -1,4 +1,7 @@
 """What several test files share: small networks, images, comparisons."""
+import subprocess
+import sys
+
 import timm
 import torch
 import torch.nn as nn
@@ -148,6 +151,17 @@ def assert_same_run(a, b):
         for key, state in first['optimizer']['state'].items():
             other = second['optimizer']['state'][key]
             assert_same_tensors(*({n: torch.as_tensor(v) for n, v in s.items()} for s in (state, other)))
+
+
+def run_without_reader(code):
+    """Exit code and errors of Python code whose standard output nobody reads any more."""
+    code = f'import sys; sys.stdin.read(); {code}'  # not before the pipe is closed
+    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.close()
+        error = process.stderr.read()
+    return process.returncode, error
 
 
 def small_table(**kwargs):

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
+from helpers import run_without_reader
 from timm.models import create_model
 
 import timm_rla_cli as cli
@@ -269,13 +270,7 @@ def test_validate_takes_a_folder_of_classes(image_folder, capsys):
 
 
 def test_nobody_reads_what_is_printed():
-    code = 'import sys, timm_rla_cli; sys.stdin.read(); sys.exit(timm_rla_cli.main(["list"]))'
-    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        process.stdin.close()
-        error = process.stderr.read()
-    assert process.returncode == 141 and not error
+    assert run_without_reader('import timm_rla_cli; sys.exit(timm_rla_cli.main(["list"]))') == (141, b'')
 
 
 def test_no_such_command(capsys):

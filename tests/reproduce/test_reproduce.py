@@ -9,7 +9,7 @@ from importlib import resources
 
 import pytest
 import yaml
-from helpers import small_table, write_run
+from helpers import run_without_reader, small_table, write_run
 
 import timm_rla_cli as cli
 from timm_rla.common.lock import exclusive
@@ -327,13 +327,8 @@ def test_the_reason_of_a_failure_is_the_error(tmp_path):
 
 
 def test_who_reads_what_is_printed_may_go():
-    code = 'import sys; from timm_rla.reproduce.runs import _say; sys.stdin.read(); _say("a"); _say("b"); sys.exit(3)'
-    with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        process.stdin.close()
-        error = process.stderr.read()
-    assert process.returncode == 3 and not error
+    code = 'from timm_rla.reproduce.runs import _say; _say("a"); _say("b"); sys.exit(3)'
+    assert run_without_reader(code) == (3, b'')
 
 
 def test_printed_lines_run_with_xargs(tmp_path, capsys):

@@ -29,6 +29,7 @@ _logger = logging.getLogger(__name__)
 
 QUARTILES = (0.25, 0.5, 0.75)
 MIB = 2 ** 20
+ERRORS = (TypeError, *NETWORK_ERRORS)  # of networks of any kind
 
 
 class Start(NamedTuple):
@@ -111,7 +112,7 @@ def measure(setting: Setting, rounds: int, seconds: float, starts: int = 1, labe
 
 def _size(name: str, setting: Setting) -> Dict[str, float]:
     model = create(name, as_run=False)
-    with blame(f'{name}, image of {setting.img_size} px', TypeError, *NETWORK_ERRORS):
+    with blame(f'{name}, image of {setting.img_size} px', *ERRORS):
         return count(model, setting.img_size)
 
 
@@ -153,7 +154,7 @@ def _start(
         steps = _ask(processes, setting, f'{label}: warming up', 'call', 'warm_up', seconds)
         memory = _ask(processes, setting, f'{label}: memory of', 'call', 'memory') if with_memory else []
         slices = [partial(process.call, 'time', n) for process, n in zip(processes, steps)]
-        with blame(label, TypeError, *NETWORK_ERRORS):
+        with blame(label, *ERRORS):
             times = take_turns(slices, rounds, partial(report, setting.batch_size * sum(steps)))
     return Start(times, allocators[0], memory)
 
@@ -165,7 +166,7 @@ def _ask(processes: Sequence[Process], setting: Setting, doing: str, method: str
         _logger.info(f'{doing} {process.name}')
         subject = f'{process.name}, {setting.mode}, batch {setting.batch_size}, {setting.img_size} px, ' \
                   f'{setting.precision}'
-        with blame(subject, TypeError, *NETWORK_ERRORS):
+        with blame(subject, *ERRORS):
             answers.append(getattr(process, method)(*args))
     return answers
 
